@@ -1,0 +1,142 @@
+"""Idefics3, the architecture of SmolVLM: SigLIP encoder, pixel shuffle, Llama decoder.
+
+A picture is one global image, or with `do_image_splitting` a grid of tiles with row and column tokens and
+the global image last (the layout of transformers' Idefics3Processor).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safecode_trt.errors import CheckpointError
+from safecode_trt.models.spec import ModelSpec, TextConfig, Tiling, WeightNames, read_json
+
+__all__ = ["Idefics3Spec", "load"]
+
+LARGEST_EDGE = 4096
+GRID_TOKENS = 6  # <row_1_col_1> to <row_6_col_6>
+FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
+
+
+def load(folder: Path, config: Mapping[str, Any]) -> Idefics3Spec:
+    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    preprocessor = read_json(folder / "preprocessor_config.json")
+    vision, text = config.get("vision_config", {}), config.get("text_config", {})
+    try:
+        image_size, patch_size = int(vision["image_size"]), int(vision["patch_size"])
+        tile = int(preprocessor["max_image_size"]["longest_edge"])
+        features = (image_size // patch_size) ** 2 // int(config.get("scale_factor", 2)) ** 2
+        spec = Idefics3Spec(
+            text=TextConfig.from_config(
+                text, tie_word_embeddings=bool(config.get("tie_word_embeddings", False))
+            ),
+            image_token_id=int(config["image_token_id"]),
+            image_seq_len=features,
+            image_size=image_size,
+            image_mean=tuple(map(float, preprocessor["image_mean"])),
+            image_std=tuple(map(float, preprocessor["image_std"])),
+            rescale_factor=float(preprocessor.get("rescale_factor", 1 / 255)),
+            resample=int(preprocessor.get("resample", 1)),
+            longest_edge=int(preprocessor["size"]["longest_edge"]),
+            do_image_splitting=bool(preprocessor.get("do_image_splitting", True)),
+        )
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: config.json or preprocessor_config.json has no key {error}"
+        ) from error
+    if tile != image_size:
+        raise CheckpointError(
+            f"{folder}: max_image_size.longest_edge is {tile}, but vision_config.image_size is {image_size}; "
+            "expected them to be equal"
+        )
+    return spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idefics3Spec(ModelSpec):
+    """The spec of one Idefics3 checkpoint."""
+
+    text: TextConfig
+    image_token_id: int
+    image_seq_len: int
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    rescale_factor: float
+    resample: int
+    longest_edge: int
+    do_image_splitting: bool
+    model_type: str = "idefics3"
+    weights: WeightNames = WeightNames(
+        embed_tokens="model.text_model.embed_tokens.weight",
+        norm="model.text_model.norm.weight",
+        lm_head="lm_head.weight",
+        layer="model.text_model.layers.{i}.",
+    )
+
+    @property
+    def image_placeholder(self) -> str:
+        return IMAGE
+
+    def tiling(self, width: int, height: int) -> Tiling:
+        first = _longest_edge(width, height, self.longest_edge)
+        size = self.image_size
+        if not self.do_image_splitting:
+            return Tiling(resizes=(first,), rows=0, columns=0, tile=size)
+        width, height = _whole_tiles(*first, size)
+        rows, columns = height // size, width // size
+        if max(rows, columns) > GRID_TOKENS:
+            raise CheckpointError(
+                f"size.longest_edge {self.longest_edge} makes {rows} x {columns} tiles; "
+                f"the tokenizer has row and column tokens up to {GRID_TOKENS}"
+            )
+        if rows * columns == 1:
+            rows = columns = 0
+        return Tiling(resizes=(first, (width, height)), rows=rows, columns=columns, tile=size)
+
+    def image_text(self, tiling: Tiling) -> str:
+        features = IMAGE * self.image_seq_len
+        whole = f"{FAKE}{GLOBAL}{features}{FAKE}"
+        if tiling.rows == 0:
+            return whole
+        grid = "".join(
+            "".join(f"{FAKE}<row_{r + 1}_col_{c + 1}>{features}" for c in range(tiling.columns)) + "\n"
+            for r in range(tiling.rows)
+        )
+        return f"{grid}\n{whole}"
+
+
+def _longest_edge(width: int, height: int, edge: int) -> tuple[int, int]:
+    """Scales so that the longest edge is `edge`; the other is made even, both at least 1, at most 4096."""
+    ratio = width / height
+    if width >= height:
+        width, height = edge, _even(int(edge / ratio))
+    else:
+        width, height = _even(int(edge * ratio)), edge
+    width, height = max(width, 1), max(height, 1)
+    ratio = width / height
+    if width >= height and width > LARGEST_EDGE:
+        width, height = LARGEST_EDGE, int(LARGEST_EDGE / ratio)
+    elif height > width and height > LARGEST_EDGE:
+        width, height = int(LARGEST_EDGE * ratio), LARGEST_EDGE
+    return max(width, 1), max(height, 1)
+
+
+def _even(value: int) -> int:
+    return value + value % 2
+
+
+def _whole_tiles(width: int, height: int, tile: int) -> tuple[int, int]:
+    """Rounds up to whole tiles, the longer edge first, as the reference processor does."""
+    ratio = width / height
+    if width >= height:
+        width = math.ceil(width / tile) * tile
+        height = math.ceil(int(width / ratio) / tile) * tile
+    else:
+        height = math.ceil(height / tile) * tile
+        width = math.ceil(int(height * ratio) / tile) * tile
+    return width, height

@@ -1,0 +1,82 @@
+"""The one interface between the decode loop and whatever executes the graphs.
+
+A session runs two graphs and owns memory for keys and values; it knows nothing of tokens, prompts or policies.
+Shapes follow `contract.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CacheMemory", "DecoderFeeds", "Prefix", "Session"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderFeeds:
+    """The inputs of one decoder pass apart from the cache, in float32; the session casts if its graph wants."""
+
+    inputs_embeds: NDArray[np.float32]  # (C, T, E)
+    rope_cos: NDArray[np.float32]  # (C, T, D/2)
+    rope_sin: NDArray[np.float32]  # (C, T, D/2)
+    write_indices: NDArray[np.int64]  # (C,)
+    attention_bias: NDArray[np.float32]  # (C, 1, T, K)
+    logit_positions: NDArray[np.int64]  # (C, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values of the first `length` positions of one row, copied out of a cache."""
+
+    length: int
+    data: Any
+
+
+class CacheMemory(Protocol):
+    """The key/value memory of one reply: `rows` rows of `capacity` positions in every layer."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of row `source` to row `target`."""
+
+    def save_prefix(self, row: int, length: int) -> Prefix:
+        """Copies the first `length` positions of a row out."""
+
+    def load_prefix(self, row: int, prefix: Prefix) -> None:
+        """Copies saved positions into a row."""
+
+
+class Session(Protocol):
+    """Executes the vision encoder and the decoder of one bundle on one backend."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(P, 3, S, S) normalised pictures to (P, N, E) image features."""
+
+    def allocate(self, rows: int) -> CacheMemory:
+        """Memory for `rows` rows of the bundle's context length, not initialised."""
+
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
+        """One pass over the first C rows of `memory`, which is updated in place; logits (C, V).
+
+        C may be smaller than the memory's rows: the rows behind are neither read nor written.
+        The logits are valid until the next call.
+        """
+
+    def close(self) -> None:
+        """Releases what the session holds."""

@@ -1,0 +1,172 @@
+"""A bundle on disk: opened with suspicion, written whole or not at all.
+
+The manifest (`manifest.py`) names every file with its size and SHA-256. Paths must stay inside the bundle, also
+through symbolic links. Knows nothing of graphs, tokens or backends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safecode_trt.contract import decoder_graph
+from safecode_trt.errors import BundleError, ConfigError
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, SCHEMA_VERSION, FileEntry, Manifest
+from safecode_trt.records import loads, to_dict
+
+__all__ = ["Bundle", "file_entry", "new_bundle", "write_manifest"]
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest, sizes checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path, *, check_hashes: bool = True) -> Bundle:
+        """Reads and checks a bundle.
+
+        Raises:
+            BundleError: the folder is no bundle, is of a newer schema, or a file is missing, changed or
+                outside of it; the message names the file, what was expected and what was found.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder; expected a bundle made by `safecode-trt export`")
+        bundle = cls(path=folder, manifest=_read_manifest(folder))
+        bundle._check_files(check_hashes)
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of a file that the manifest lists.
+
+        Raises:
+            BundleError: the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path}: the bundle has no {name}; export the checkpoint again")
+        return self.path / name
+
+    def _check_files(self, check_hashes: bool) -> None:
+        root = self.path.resolve()
+        for name, expected in self.manifest.files.items():
+            path = self.path / name
+            if not path.resolve().is_relative_to(root):
+                raise BundleError(f"{path} leads out of the bundle; expected a file inside {self.path}")
+            if not path.is_file():
+                raise BundleError(f"{path} is missing; export the checkpoint again")
+            if (size := path.stat().st_size) != expected.bytes:
+                raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}; export again")
+            if check_hashes and (digest := _sha256(path)) != expected.sha256:
+                raise BundleError(
+                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; export again"
+                )
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / BUNDLE_JSON
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"{folder} has no {BUNDLE_JSON}; expected a bundle made by `safecode-trt export`"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+    try:
+        version = json.loads(text).get("schema_version")
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
+            )
+        manifest = loads(Manifest, text, BUNDLE_JSON)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{path} is not a bundle manifest: {error}") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise BundleError(f"{path}: schema version {manifest.schema_version}, expected {SCHEMA_VERSION}")
+    if manifest.graphs.get(DECODER) != decoder_graph(manifest.geometry, manifest.precision):
+        raise BundleError(
+            f"{path}: the decoder's inputs and outputs are not those of the contract; export again"
+        )
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
+
+
+def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    for block in iter(lambda: file.read(CHUNK), b""):  # type: ignore[attr-defined]
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    return FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes bundle.json in one step: a reader sees the old one or the new one."""
+    temporary = folder / f".{BUNDLE_JSON}.tmp"
+    temporary.write_text(json.dumps(to_dict(manifest), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / BUNDLE_JSON)
+
+
+@contextmanager
+def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a folder beside `target` to write into; it becomes `target` only if nothing was raised.
+
+    Raises:
+        BundleError: the target exists and may not be overwritten, is not a bundle, or cannot be written.
+    """
+    if target.exists() or target.is_symlink():
+        if not overwrite:
+            raise BundleError(f"{target} exists; pass --overwrite to replace it, or choose another --output")
+        if not (target / BUNDLE_JSON).is_file():
+            raise BundleError(f"{target} exists and is not a bundle; it is not overwritten")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"{target.parent} cannot be written: {error.strerror or error}") from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+        _replace(folder, target)
+    except OSError as error:
+        raise BundleError(f"{target} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Puts `folder` in the place of `target`; an old bundle is put back if the rename fails."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = folder.with_name(folder.name + "-old")
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""The input/output table of every graph: what `export` promises and what `runtime` checks.
+
+One alphabet everywhere: C contexts, T new tokens, K visible keys, CAP cache capacity, L layers, H KV heads,
+D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "ACTIVATION_DTYPE",
+    "ATTENTION_FORMS",
+    "PRECISIONS",
+    "AttentionForm",
+    "Geometry",
+    "GraphSpec",
+    "Precision",
+    "TensorSpec",
+    "decoder_graph",
+    "vision_graph",
+]
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+AttentionForm = Literal["portable", "decomposed"]
+ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
+
+# The weights carry the precision's name; activations, the cache and the mask have this type.
+ACTIVATION_DTYPE: dict[str, str] = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "int8": "float32",
+    "int4": "float32",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """The sizes of a model, in config.json's words; context_length is the cache capacity CAP."""
+
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    image_seq_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, element type (numpy's word) and shape of a graph input or output; a string is a free axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec:
+    """The inputs and outputs of one graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def decoder_graph(geometry: Geometry, precision: Precision) -> GraphSpec:
+    """The decoder: embeddings in, logits of one position per row out, the cache updated in place.
+
+    `attention_bias` is additive and holds causality, padding and row lengths; `logit_positions` says which
+    of the T positions each row wants logits for; `write_indices` where each row's new keys go.
+    """
+    g, dtype = geometry, ACTIVATION_DTYPE[precision]
+    cache = ("C", g.num_key_value_heads, g.context_length, g.head_dim)
+    parts = [(i, part) for i in range(g.num_hidden_layers) for part in ("key", "value")]
+    return GraphSpec(
+        inputs=(
+            TensorSpec(name="inputs_embeds", dtype=dtype, shape=("C", "T", g.hidden_size)),
+            TensorSpec(name="rope_cos", dtype=dtype, shape=("C", "T", g.head_dim // 2)),
+            TensorSpec(name="rope_sin", dtype=dtype, shape=("C", "T", g.head_dim // 2)),
+            TensorSpec(name="write_indices", dtype="int64", shape=("C",)),
+            TensorSpec(name="attention_bias", dtype=dtype, shape=("C", 1, "T", "K")),
+            TensorSpec(name="logit_positions", dtype="int64", shape=("C", 1)),
+            *(TensorSpec(name=f"past_key_values.{i}.{part}", dtype=dtype, shape=cache) for i, part in parts),
+        ),
+        outputs=(
+            TensorSpec(name="logits", dtype="float32", shape=("C", g.vocab_size)),
+            *(TensorSpec(name=f"present.{i}.{part}", dtype=dtype, shape=cache) for i, part in parts),
+        ),
+    )
+
+
+def vision_graph(geometry: Geometry, precision: Precision, image_size: int) -> GraphSpec:
+    """The vision encoder with its projector: P normalised square pictures in, their image features out."""
+    dtype = ACTIVATION_DTYPE[precision]
+    features = ("P", geometry.image_seq_len, geometry.hidden_size)
+    return GraphSpec(
+        inputs=(TensorSpec(name="pixel_values", dtype=dtype, shape=("P", 3, image_size, image_size)),),
+        outputs=(TensorSpec(name="image_features", dtype=dtype, shape=features),),
+    )

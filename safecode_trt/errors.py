@@ -1,0 +1,60 @@
+"""Every failure that a user of this package can meet, sorted by who can act on it.
+
+SafeCodeError
+|-- ConfigError        a setting is unknown or out of range          (the caller)
+|-- CheckpointError    the checkpoint folder cannot be exported      (whoever made it)
+|-- BundleError        a bundle is missing, broken or not ours       (export it again)
+|-- PictureError       a file is no picture that can be used         (the caller)
+|-- PromptError        a request cannot become a prompt              (the caller)
+|   `-- CapacityError  prompt and answer do not fit the key/value cache
+|-- BackendError       the execution backend is absent or has failed (the machine)
+`-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
+"""
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "CapacityError",
+    "CheckpointError",
+    "ConfigError",
+    "PictureError",
+    "PromptError",
+    "SafeCodeError",
+    "SteeringError",
+]
+
+
+class SafeCodeError(Exception):
+    """Base of all failures that are not a programmer's mistake; the message is one line for the user."""
+
+
+class ConfigError(SafeCodeError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class CheckpointError(SafeCodeError):
+    """A checkpoint folder is incomplete, contradicts itself or needs a feature that is not supported."""
+
+
+class BundleError(SafeCodeError):
+    """A bundle is missing, truncated, tampered with, or was not written by this package."""
+
+
+class PictureError(SafeCodeError):
+    """A file is missing, is not a picture, or is too large to be decoded safely."""
+
+
+class PromptError(SafeCodeError):
+    """A request cannot be turned into a prompt."""
+
+
+class CapacityError(PromptError):
+    """The prompt and the tokens asked for do not fit into the key/value cache."""
+
+
+class BackendError(SafeCodeError):
+    """An execution backend is not installed, refuses the graph, or failed while running it."""
+
+
+class SteeringError(SafeCodeError):
+    """The logits or the verdict of a reply cannot be trusted; the configured fallback answers instead."""

@@ -1,0 +1,94 @@
+"""Frozen dataclasses from JSON and back, where an unknown or missing key is an error.
+
+Knows nothing of what the records mean. Supports the types that our records use: str, int, float, bool,
+None, nested dataclasses, tuple[X, ...], Mapping[str, X], Literal and unions with None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from safecode_trt.errors import ConfigError
+
+__all__ = ["from_dict", "loads", "to_dict"]
+
+Record = TypeVar("Record")
+
+
+def from_dict(record: type[Record], data: object, where: str = "") -> Record:
+    """Builds a dataclass from parsed JSON; `where` names the place in error messages.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type.
+    """
+    name = where or record.__name__
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{name}: expected an object, got {type(data).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
+    required = {
+        n
+        for n, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    if missing:
+        raise ConfigError(f"{name}: missing key {missing[0]!r}")
+    hints = get_type_hints(record)
+    return record(**{key: _value(hints[key], item, f"{name}.{key}") for key, item in data.items()})
+
+
+def loads(record: type[Record], text: str | bytes, where: str) -> Record:
+    """Parses JSON text and builds the dataclass; broken JSON is a ConfigError too."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid JSON ({error})") from error
+    return from_dict(record, data, where)
+
+
+def to_dict(record: Any) -> Any:
+    """The JSON form of a record: dataclasses become objects, tuples become lists."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_dict(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {key: to_dict(item) for key, item in record.items()}
+    if isinstance(record, tuple | list):
+        return [to_dict(item) for item in record]
+    return record
+
+
+def _value(hint: Any, item: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is object:
+        return item
+    if origin in (Union, types.UnionType):
+        if item is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _value(inner, item, where)
+    if origin is Literal:
+        if item not in arguments:
+            raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {item!r}")
+        return item
+    if origin is tuple:
+        if not isinstance(item, list | tuple):
+            raise ConfigError(f"{where}: expected a list, got {type(item).__name__}")
+        return tuple(_value(arguments[0], part, f"{where}[{i}]") for i, part in enumerate(item))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(item, Mapping):
+            raise ConfigError(f"{where}: expected an object, got {type(item).__name__}")
+        return {key: _value(arguments[1], part, f"{where}.{key}") for key, part in item.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, item, where)
+    if hint is float and isinstance(item, int) and not isinstance(item, bool):
+        return float(item)
+    if not isinstance(item, hint) or (hint in (int, float) and isinstance(item, bool)):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {item!r}")
+    return item

@@ -1,0 +1,115 @@
+"""The program `safecode-trt`: one file per verb, loaded when the verb is used.
+
+The answer goes to stdout, everything else to stderr. A failure is one line and an exit code (1 failed, 2 usage,
+130 interrupted); a traceback is shown with --debug only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from safecode_trt import __version__
+from safecode_trt.errors import ConfigError, SafeCodeError
+
+__all__ = ["VERBS", "main", "program"]
+
+VERBS = ("demo", "export", "verify", "inspect", "run", "chat", "bench", "doctor")
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+MISSING_EXTRAS = {
+    "torch": "export",
+    "transformers": "export",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "onnxruntime": "cpu",
+    "matplotlib": "eval",
+}
+
+
+class Program(click.Group):
+    """A group whose commands are the files of this folder, and whose failures are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"safecode_trt.cli.{cmd_name}").command
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            click.echo(f"error: {_one_line(error)}", err=True)
+            ctx.exit(USAGE if isinstance(error, ConfigError) else FAILED)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        except click.UsageError as error:
+            where = error.ctx.command_path if error.ctx else "safecode-trt"
+            click.echo(f"error: {error.format_message()} (see `{where} --help`)", err=True)
+            sys.exit(USAGE)
+        except click.ClickException as error:
+            click.echo(f"error: {error.format_message()}", err=True)
+            sys.exit(FAILED)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+        sys.exit(code or 0)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, SafeCodeError):
+        return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and (extra := MISSING_EXTRAS.get(str(error.name).split(".")[0])):
+        return f"{error.name} is not installed; this verb needs `pip install 'safecode-trt[{extra}]'`"
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text} (`safecode-trt --debug ...` shows where)"
+
+
+@click.command(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="safecode-trt")
+@click.option("--quiet", "-q", is_flag=True, help="No progress and no notes on stderr.")
+@click.option("--debug", is_flag=True, help="Show the traceback of a failure.")
+@click.pass_context
+def program(ctx: click.Context, quiet: bool, debug: bool) -> None:
+    """Vision-language models on the device, with safety-aware decoding.
+
+    \b
+    Example:
+      safecode-trt export --model models/demo --output build/demo-bundle
+      safecode-trt run build/demo-bundle --image photo.png "can I use this?"
+    """
+    ctx.obj = quiet
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
+
+
+def main() -> NoReturn:
+    """The entry point of the console script."""
+    program.main(prog_name="safecode-trt")

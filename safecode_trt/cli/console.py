@@ -1,0 +1,86 @@
+"""What the verbs share in talking to a person: JSON, tables, progress, and text that is safe to show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # rich takes a tenth of a second; verbs that print no table do without it
+    from rich.console import Console
+
+__all__ = ["emit_json", "note", "printable", "progress", "size", "stderr", "stdout"]
+
+Progress = Callable[[str, int, int], None]
+PIPE_WIDTH = 120
+CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which could command the terminal."""
+    return text.translate(CONTROL)
+
+
+def emit_json(value: object) -> None:
+    """Writes one JSON document to stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A remark on stderr, unless --quiet was given."""
+    if not click.get_current_context().find_root().obj:
+        click.echo(text, err=True)
+
+
+def stdout() -> Console:
+    """A console for answers; wide enough for tables when piped."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """A console for everything that is not the answer."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, markup=False, highlight=False, width=None if stream.isatty() else PIPE_WIDTH
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1.5 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on stderr; silent with --quiet or when stderr is no terminal."""
+    quiet: Any = click.get_current_context().find_root().obj
+    if quiet or not sys.stderr.isatty():
+        yield lambda step, done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=stderr(), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(step: str, done: int, total: int) -> None:
+            task = tasks.setdefault(step, None) or bars.add_task(step, total=total)
+            tasks[step] = task
+            bars.update(task, completed=done, total=total)
+
+        yield report

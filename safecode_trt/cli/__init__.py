@@ -81,7 +81,9 @@ class Program(click.Group):
 def _one_line(error: Exception) -> str:
     if isinstance(error, SafeCodeError):
         return " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and (extra := MISSING_EXTRAS.get(str(error.name).split(".")[0])):
+    if isinstance(error, ModuleNotFoundError) and (
+        extra := MISSING_EXTRAS.get(str(error.name).split(".")[0])
+    ):
         return f"{error.name} is not installed; this verb needs `pip install 'safecode-trt[{extra}]'`"
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text} (`safecode-trt --debug ...` shows where)"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # rich takes a tenth of a second; verbs that print no table d
 
 __all__ = ["emit_json", "note", "printable", "progress", "size", "stderr", "stdout"]
 
-Progress = Callable[[str, int, int], None]
+Report = Callable[[str, int, int], None]
 PIPE_WIDTH = 120
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -66,7 +66,7 @@ def size(count: int) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress() -> Iterator[Report]:
     """A progress bar on stderr; silent with --quiet or when stderr is no terminal."""
     quiet: Any = click.get_current_context().find_root().obj
     if quiet or not sys.stderr.isatty():
@@ -74,13 +74,18 @@ def progress() -> Iterator[Progress]:
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=stderr(), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def report(step: str, done: int, total: int) -> None:
-            task = tasks.setdefault(step, None) or bars.add_task(step, total=total)
-            tasks[step] = task
-            bars.update(task, completed=done, total=total)
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total)
+            bars.update(tasks[step], completed=done, total=total)
 
         yield report

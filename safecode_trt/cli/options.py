@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from safecode_trt.bundle import Bundle
     from safecode_trt.policy.base import Policy
 
-__all__ = ["FOLDER", "as_json", "build_policy", "engine_options", "policy_options", "read_prompt", "sampling_options"]
+__all__ = [
+    "FOLDER",
+    "as_json",
+    "build_policy",
+    "engine_options",
+    "policy_options",
+    "read_prompt",
+    "sampling_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -29,7 +37,9 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON d
 
 SAMPLING = (
     click.option("--max-new-tokens", type=int, default=DEFAULT.max_new_tokens, show_default=True),
-    click.option("--temperature", type=float, default=DEFAULT.temperature, show_default=True, help="0 is greedy."),
+    click.option(
+        "--temperature", type=float, default=DEFAULT.temperature, show_default=True, help="0 is greedy."
+    ),
     click.option("--top-k", type=int, default=DEFAULT.top_k, show_default=True, help="0 is off."),
     click.option("--top-p", type=float, default=DEFAULT.top_p, show_default=True),
     click.option("--min-p", type=float, default=DEFAULT.min_p, show_default=True),
@@ -39,7 +49,9 @@ SAMPLING = (
     click.option("--time-limit", type=float, metavar="SECONDS", help="End the reply after this long."),
 )
 POLICY = (
-    click.option("--mode", type=click.Choice(MODES), default="safecode", show_default=True, help="How to decode."),
+    click.option(
+        "--mode", type=click.Choice(MODES), default="safecode", show_default=True, help="How to decode."
+    ),
     click.option(
         "--reference",
         type=click.Choice(["noised", "cached"]),
@@ -107,6 +119,10 @@ def read_prompt(prompt: str) -> str:
             return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError as error:
             raise PromptError(f"stdin is not UTF-8 (byte {error.start}); save the prompt as UTF-8") from error
-    if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python carries bytes it cannot read
-        raise PromptError("the prompt is not UTF-8; check the terminal's encoding, or pass it on stdin with -")
+    if any(
+        "\udc80" <= character <= "\udcff" for character in prompt
+    ):  # how Python carries bytes it cannot read
+        raise PromptError(
+            "the prompt is not UTF-8; check the terminal's encoding, or pass it on stdin with -"
+        )
     return prompt

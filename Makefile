@@ -1,0 +1,64 @@
+# The environment, the bundle and the checks are made when they are first needed and kept until their sources
+# change. `make help` lists the verbs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+BUNDLE := build/demo-bundle
+# PyPI's torch for Linux brings gigabytes of CUDA. Empty takes it nevertheless; so does a network without this host.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BUNDLE_SOURCES := $(wildcard models/demo/* models/*.py export/*.py export/*/*.py safecode_trt/*.py \
+	safecode_trt/ops/*.py safecode_trt/policy/*.py)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench train-demo clean
+
+help: ## list the verbs
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: $(VENV)/.demo $(BUNDLE)/bundle.json ## export the demo model, verify it, and let it answer with and without SafeCoDe
+	@$(BIN)/safecode-trt verify $(BUNDLE)
+	@$(BIN)/safecode-trt demo $(BUNDLE)
+
+test: check ## check, then run the tests
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev ## lint, formatting, types
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+
+bench: $(VENV)/.demo $(BUNDLE)/bundle.json ## measure the demo bundle on this machine
+	$(BIN)/python tools/bench_decode.py
+
+train-demo: $(VENV)/.demo ## train models/demo again (about 45 minutes on two cores)
+	$(BIN)/python tools/train_demo.py
+
+clean: ## remove what was built and cached, but not the environment
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(BUNDLE)/bundle.json: $(BUNDLE_SOURCES) | $(VENV)/.demo
+	$(BIN)/safecode-trt export --model models/demo --output $(BUNDLE) --precision int4 --overwrite
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	@$(call install,cpu$(comma)export)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@$(call install,dev)
+	@touch $@ $(VENV)/.demo
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"{sys.executable} is Python \
+	{v[0]}.{v[1]}; ONNX Runtime needs 3.11 or later: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+comma := ,
+reachable = $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(TORCH_INDEX)/torch/", timeout=5)' 2>/dev/null
+define install
+echo "installing safecode-trt[$(1)] into $(VENV)"; \
+index=; if [ -n "$(TORCH_INDEX)" ] && $(reachable); then index="--extra-index-url $(TORCH_INDEX)"; fi; \
+$(BIN)/python -m pip install -qq --disable-pip-version-check $$index --editable '.[$(1)]'
+endef

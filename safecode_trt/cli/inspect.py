@@ -1,0 +1,108 @@
+"""safecode-trt inspect: what a bundle holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from safecode_trt.cli import console
+from safecode_trt.cli.options import FOLDER, as_json
+from safecode_trt.cli.verify import describe
+from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.records import to_dict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.tree import Tree
+
+    from safecode_trt.manifest import Manifest
+
+__all__ = ["command"]
+
+
+@click.command("inspect", short_help="Show what a bundle holds.")
+@click.argument("bundle", type=FOLDER)
+@as_json
+def command(bundle: Path, as_json: bool) -> None:
+    """Show the files, graphs, sizes and settings of BUNDLE. Hashes are left to `verify`.
+
+    \b
+    Example:
+      safecode-trt inspect build/demo-bundle
+    """
+    from safecode_trt.bundle import Bundle
+
+    manifest = Bundle.open(bundle, check_hashes=False).manifest
+    if as_json:
+        console.emit_json({"bundle": str(bundle), **to_dict(manifest)})
+        return
+    output = console.stdout()
+    output.print(_tree(bundle, manifest))
+    output.print(_facts(manifest))
+    for name, graph in manifest.graphs.items():
+        output.print(_graph_table(name, graph))
+    output.print(describe(manifest.parity), soft_wrap=True)
+
+
+def _tree(bundle: Path, manifest: Manifest) -> Tree:
+    from rich.tree import Tree
+
+    total = console.size(sum(file.bytes for file in manifest.files.values()))
+    root = Tree(f"{bundle}  {total}")
+    folders = {"": root}
+    for name in sorted(manifest.files):
+        folder, _, leaf = name.rpartition("/")
+        if folder not in folders:
+            folders[folder] = root.add(f"{folder}/")
+        folders[folder].add(console.printable(f"{leaf}  {console.size(manifest.files[name].bytes)}"))
+    return root
+
+
+def _facts(manifest: Manifest) -> Table:
+    from rich.table import Table
+
+    geometry, safecode = manifest.geometry, manifest.safecode
+    facts = {
+        "model type": manifest.model_type,
+        "weights": f"{manifest.precision}, {manifest.attention} attention",
+        "decoder": f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
+        f"({geometry.num_key_value_heads} for keys and values) of {geometry.head_dim}, "
+        f"hidden {geometry.hidden_size}, vocabulary {geometry.vocab_size}",
+        "context": f"{geometry.context_length} tokens, {geometry.image_seq_len} per picture",
+        "safecode": ", ".join(f"{key} {value}" for key, value in to_dict(safecode.settings).items()),
+        "refusals": " | ".join(safecode.refusal_phrases),
+        "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+        "checkpoint": f"SHA-256 {manifest.source_sha256}",
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, console.printable(value))
+    return table
+
+
+def _graph_table(name: str, graph: GraphSpec) -> Table:
+    from rich.table import Table
+
+    table = Table(title=console.printable(name), title_justify="left")
+    for column in ("", "name", "type", "shape"):
+        table.add_column(column)
+    for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
+        for tensor in _without_layers(tensors):
+            shape = ", ".join(map(str, tensor.shape))
+            table.add_row(direction, console.printable(tensor.name), tensor.dtype, f"({shape})")
+    return table
+
+
+def _without_layers(tensors: tuple[TensorSpec, ...]) -> list[TensorSpec]:
+    """One line for the caches of all layers."""
+    kept = []
+    for tensor in tensors:
+        head, dot, rest = tensor.name.partition(".")
+        index, _, part = rest.partition(".")
+        if not dot or not index.isdigit():
+            kept.append(tensor)
+        elif index == "0":
+            kept.append(TensorSpec(name=f"{head}.*.{part}", dtype=tensor.dtype, shape=tensor.shape))
+    return kept

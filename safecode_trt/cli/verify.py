@@ -1,0 +1,59 @@
+"""safecode-trt verify: is the bundle whole, and does it still compute what the checkpoint computes?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from safecode_trt.cli import console
+from safecode_trt.cli.options import FOLDER, as_json
+from safecode_trt.errors import BundleError
+from safecode_trt.manifest import Parity
+from safecode_trt.records import to_dict
+
+__all__ = ["command"]
+
+
+@click.command("verify", short_help="Check a bundle's files and numbers.")
+@click.argument("bundle", type=FOLDER)
+@click.option("--against", type=FOLDER, metavar="CHECKPOINT", help="Compare with this checkpoint again.")
+@as_json
+def command(bundle: Path, against: Path | None, as_json: bool) -> None:
+    """Check every file of BUNDLE against its size and SHA-256.
+
+    \b
+    Example:
+      safecode-trt verify build/demo-bundle
+      safecode-trt verify build/demo-bundle --against models/demo
+    """
+    from safecode_trt.bundle import Bundle
+
+    opened = Bundle.open(bundle, check_hashes=True)
+    parity = opened.manifest.parity
+    if against:
+        from safecode_trt.export.parity import measure_parity
+
+        with console.progress() as progress:
+            parity = measure_parity(against, opened, progress=progress)
+    files = opened.manifest.files
+    if as_json:
+        console.emit_json({"bundle": str(bundle), "files": len(files), "parity": to_dict(parity)})
+    else:
+        total = console.size(sum(file.bytes for file in files.values()))
+        click.echo(f"{bundle}: {len(files)} files as they were written, {total}")
+        click.echo(describe(parity))
+    if parity and not parity.passed:
+        raise BundleError(f"{bundle} does not compute what its checkpoint computes; export it again")
+
+
+def describe(parity: Parity | None) -> str:
+    """The parity report in one line."""
+    if parity is None:
+        return "parity: not measured (exported with --no-verify)"
+    return (
+        f"parity with transformers over {parity.probes} probes: "
+        f"greedy tokens {parity.greedy_agreement:.1%}, top-1 {parity.top1_agreement:.1%}, "
+        f"largest difference {parity.vision_encoder.max_abs_difference:.2g} in features "
+        f"and {parity.decoder.max_abs_difference:.2g} in logits"
+    )

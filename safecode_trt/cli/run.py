@@ -63,7 +63,7 @@ def command(
     log = AuditLog(audit) if audit else None
     with Engine.open(bundle, config=runtime) as engine:
         policy = build_policy(engine.bundle, mode, reference)
-        stream = engine.stream(prompt, image=image, policy=policy, sampling=sampling, trace=trace)
+        stream = engine.stream(prompt, image=image, policy=policy, sampling=sampling)
         reply = None
         for chunk in stream:
             if not as_json:
@@ -77,11 +77,14 @@ def command(
             if trace:
                 from safecode_trt.cli.trace import print_trace
 
-                print_trace(engine.bundle, reply)
+                print_trace(engine.prompts.tokenizer, reply)
     digest = hashlib.sha256(image.read_bytes()).hexdigest() if image else None
     if as_json:
         request = {"bundle": str(bundle), "prompt": prompt, "image_sha256": digest, "mode": mode}
-        console.emit_json({**request, **reply.to_dict()})
+        answer = reply.to_dict()
+        if not trace:
+            del answer["trace"]
+        console.emit_json({**request, **answer})
     if log:
         with closing(log):
             log.write(reply, mode=mode, prompt=prompt, image_sha256=digest)

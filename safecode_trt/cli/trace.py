@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from safecode_trt.cli import console
 
 if TYPE_CHECKING:
-    from safecode_trt.bundle import Bundle
+    from tokenizers import Tokenizer
+
     from safecode_trt.policy.base import StepTrace
     from safecode_trt.runtime import Reply
 
@@ -17,11 +18,8 @@ __all__ = ["print_trace"]
 SHOWN = 8
 
 
-def print_trace(bundle: Bundle, reply: Reply) -> None:
+def print_trace(tokenizer: Tokenizer, reply: Reply) -> None:
     """One table per steered step: the leading tokens and what each stage did to them."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
 
     def word(token_id: int) -> str:
         return repr(str(tokenizer.decode([token_id], skip_special_tokens=False)))

@@ -71,8 +71,8 @@ def _value(hint: Any, item: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if item is None and type(None) in arguments:
             return None
-        (inner,) = (a for a in arguments if a is not type(None))
-        return _value(inner, item, where)
+        inner = [a for a in arguments if a is not type(None)]
+        return _value(inner[0] if len(inner) == 1 else _matching(inner, item), item, where)
     if origin is Literal:
         if item not in arguments:
             raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {item!r}")
@@ -85,10 +85,15 @@ def _value(hint: Any, item: Any, where: str) -> Any:
         if not isinstance(item, Mapping):
             raise ConfigError(f"{where}: expected an object, got {type(item).__name__}")
         return {key: _value(arguments[1], part, f"{where}.{key}") for key, part in item.items()}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, item, where)
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
         return float(item)
     if not isinstance(item, hint) or (hint in (int, float) and isinstance(item, bool)):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {item!r}")
     return item
+
+
+def _matching(hints: list[Any], item: Any) -> Any:
+    """The member of a union of plain types that the item is, or the first, whose error then tells."""
+    return next((hint for hint in hints if type(item) is hint), hints[0])

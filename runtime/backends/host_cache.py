@@ -1,0 +1,48 @@
+"""Key/value memory in host RAM: one array for all layers, so that a prefix is one slice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from safecode_trt.runtime.session import Prefix
+
+__all__ = ["HostCache"]
+
+
+class HostCache:
+    """`data` is (2 L, C, H, CAP, D): key and value of layer 0, of layer 1, ... .
+
+    Zeroed, because positions that are masked still meet a weight of 0, and 0 times NaN is NaN.
+    """
+
+    def __init__(
+        self, *, slabs: int, rows: int, heads: int, capacity: int, dim: int, dtype: DTypeLike
+    ) -> None:
+        self.data: NDArray[Any] = np.zeros((slabs, rows, heads, capacity, dim), dtype=dtype)
+
+    @property
+    def rows(self) -> int:
+        return int(self.data.shape[1])
+
+    @property
+    def capacity(self) -> int:
+        return int(self.data.shape[3])
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of row `source` to row `target`."""
+        self.data[:, target, :, :length] = self.data[:, source, :, :length]
+
+    def save_prefix(self, row: int, length: int) -> Prefix:
+        """Copies the first `length` positions of a row out."""
+        return Prefix(length, self.data[:, row, :, :length].copy())
+
+    def load_prefix(self, row: int, prefix: Prefix) -> None:
+        """Copies saved positions into a row."""
+        self.data[:, row, :, : prefix.length] = prefix.data

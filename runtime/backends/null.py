@@ -1,0 +1,59 @@
+"""A backend without a model: deterministic logits from numpy alone, for tests and dry runs.
+
+Its "attention" is the mean of the visible embeddings, kept in a real cache, so that rows, forks, masks and write
+positions matter here exactly as they do in a decoder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.contract import Geometry
+from safecode_trt.runtime.backends.host_cache import HostCache
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+
+__all__ = ["NullSession"]
+
+
+class NullSession:
+    """Implements `Session` for a geometry; `calls` counts the decoder passes by (C, T)."""
+
+    name = "null"
+
+    def __init__(self, geometry: Geometry, *, seed: int = 0) -> None:
+        self.geometry = geometry
+        draw = np.random.Generator(np.random.PCG64(seed))
+        self._head = draw.standard_normal((geometry.hidden_size, geometry.vocab_size), dtype=np.float32)
+        self.calls: list[tuple[int, int]] = []
+
+    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features that differ with the picture's mean: (P, N, E)."""
+        g = self.geometry
+        ramp = np.linspace(0.5, 1.5, g.image_seq_len * g.hidden_size, dtype=np.float32)
+        means = pixel_values.mean(axis=(1, 2, 3), dtype=np.float32)
+        return means[:, None, None] * ramp.reshape(1, g.image_seq_len, g.hidden_size)
+
+    def allocate(self, rows: int) -> CacheMemory:
+        g = self.geometry
+        return HostCache(
+            slabs=1, rows=rows, heads=1, capacity=g.context_length, dim=g.hidden_size, dtype=np.float32
+        )
+
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
+        """Logits (C, V) of the mean of what each row's chosen position sees."""
+        if not isinstance(memory, HostCache):
+            raise TypeError(f"expected a HostCache, got {type(memory).__name__}")
+        rows, new, _ = feeds.inputs_embeds.shape
+        visible = feeds.attention_bias.shape[-1]
+        self.calls.append((rows, new))
+        hidden = np.empty((rows, self.geometry.hidden_size), np.float32)
+        for row, start in enumerate(feeds.write_indices):
+            cache = memory.data[0, row, 0]
+            cache[start : start + new] = feeds.inputs_embeds[row]
+            seen = feeds.attention_bias[row, 0, feeds.logit_positions[row, 0]] == 0
+            hidden[row] = cache[:visible][seen].mean(axis=0)
+        return hidden @ self._head
+
+    def close(self) -> None:
+        """Nothing is held."""

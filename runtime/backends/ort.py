@@ -1,0 +1,180 @@
+"""ONNX Runtime on the CPU, through IO binding.
+
+Past and present of every layer are bound to one address, so TensorScatter writes in place; a pass over fewer rows
+binds the same addresses with a smaller first axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.bundle import Bundle
+from safecode_trt.contract import ACTIVATION_DTYPE, GraphSpec
+from safecode_trt.errors import BackendError
+from safecode_trt.manifest import DECODER, VISION_ENCODER
+from safecode_trt.runtime.backends.host_cache import HostCache
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+
+__all__ = ["OrtSession", "open_graph"]
+
+ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
+FEEDS = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "attention_bias", "logit_positions")
+
+
+def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
+    """An onnxruntime.InferenceSession on the CPU provider.
+
+    Raises:
+        BackendError: onnxruntime is not installed or does not take the graph.
+    """
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise BackendError("onnxruntime is not installed; run: pip install 'safecode-trt[cpu]'") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Patterns are kept per input shape, and the number of visible keys grows with every token.
+    options.enable_mem_pattern = False
+    # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} does not take {path}: {_first_line(error)}"
+        ) from error
+
+
+class OrtSession:
+    """Implements `Session` for a bundle."""
+
+    name = "ort-cpu"
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        manifest = bundle.manifest
+        self.geometry = manifest.geometry
+        self._dtype = np.dtype(ACTIVATION_DTYPE[manifest.precision])
+        # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
+        self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)
+        self._decoder = open_graph(bundle.file(DECODER), threads=threads)
+        self._bindings: WeakKeyDictionary[HostCache, dict[tuple[int, int], _Binding]] = WeakKeyDictionary()
+        _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
+        _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
+
+    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(P, 3, S, S) normalised pictures to (P, N, E) image features."""
+        feeds = {"pixel_values": pixel_values.astype(self._dtype, copy=False)}
+        try:
+            (features,) = self._vision.run(["image_features"], feeds)
+        except Exception as error:  # see open_graph
+            raise _failed("the vision encoder", error) from error
+        return np.asarray(features, dtype=np.float32)
+
+    def allocate(self, rows: int) -> CacheMemory:
+        """Zeroed memory for `rows` rows."""
+        g = self.geometry
+        return HostCache(
+            slabs=2 * g.num_hidden_layers,
+            rows=rows,
+            heads=g.num_key_value_heads,
+            capacity=g.context_length,
+            dim=g.head_dim,
+            dtype=self._dtype,
+        )
+
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
+        """One pass over the first C rows; see `Session.decode`."""
+        if not isinstance(memory, HostCache):
+            raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
+        rows, new, _ = feeds.inputs_embeds.shape
+        bindings = self._bindings.setdefault(memory, {})
+        binding = bindings.get((rows, new))
+        if binding is None:
+            binding = _Binding(self._decoder, self._dtype, feeds, self.geometry.vocab_size, memory)
+            if new == 1:  # Decode steps repeat; prefill shapes hardly ever do.
+                bindings[rows, new] = binding
+        try:
+            return binding.run(feeds)
+        except Exception as error:  # see open_graph
+            raise _failed("the decoder", error) from error
+
+    def close(self) -> None:
+        """Drops the ONNX Runtime sessions."""
+        self._bindings.clear()
+        self._vision = self._decoder = None
+
+
+class _Binding:
+    """The decoder's inputs and outputs bound for one (C, T): all addresses fixed but the growing mask's."""
+
+    def __init__(
+        self, session: Any, dtype: np.dtype[Any], feeds: DecoderFeeds, vocab_size: int, memory: HostCache
+    ) -> None:
+        self._session, self._dtype = session, dtype
+        self._io = session.io_binding()
+        self._inputs: dict[str, NDArray[Any]] = {}
+        rows = feeds.inputs_embeds.shape[0]
+        for name in FEEDS:
+            value: NDArray[Any] = getattr(feeds, name)
+            if name != "attention_bias":
+                self._inputs[name] = np.empty(
+                    value.shape, dtype if value.dtype == np.float32 else value.dtype
+                )
+                self._bind(name, self._inputs[name])
+        for slab in range(memory.data.shape[0]):
+            layer, part = divmod(slab, 2)
+            name, data = ("key", "value")[part], memory.data[slab, :rows]
+            past, present = f"past_key_values.{layer}.{name}", f"present.{layer}.{name}"
+            self._io.bind_input(past, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
+            self._io.bind_output(present, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
+        self._logits = np.empty((rows, vocab_size), np.float32)
+        self._io.bind_output("logits", "cpu", 0, np.float32, self._logits.shape, self._logits.ctypes.data)
+
+    def _bind(self, name: str, value: NDArray[Any]) -> None:
+        self._io.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+
+    def run(self, feeds: DecoderFeeds) -> NDArray[np.float32]:
+        for name, bound in self._inputs.items():
+            np.copyto(bound, getattr(feeds, name), casting="same_kind")
+        bias = np.ascontiguousarray(feeds.attention_bias, dtype=self._dtype)
+        self._bind("attention_bias", bias)
+        self._session.run_with_iobinding(self._io)
+        return self._logits
+
+
+def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:
+    """Holds a graph's inputs and outputs against the manifest; free axes may have any name."""
+    for kind, actual, specs in (
+        ("input", session.get_inputs(), expected.inputs),
+        ("output", session.get_outputs(), expected.outputs),
+    ):
+        found = [(a.name, ORT_TYPES.get(a.type, a.type), _fixed(a.shape)) for a in actual]
+        wanted = [(s.name, s.dtype, _fixed(s.shape)) for s in specs]
+        for got, want in zip_longest(found, wanted):
+            if got != want:
+                raise BackendError(f"{name}: {kind} {got} where the manifest promises {want}; export again")
+
+
+def _fixed(shape: Iterable[int | str | None]) -> tuple[int | None, ...]:
+    return tuple(axis if isinstance(axis, int) else None for axis in shape)
+
+
+def _failed(what: str, error: Exception) -> BackendError | MemoryError:
+    """onnxruntime reports a failed allocation only in the text of a general exception."""
+    line = _first_line(error)
+    if "alloc" in line.lower():
+        return MemoryError(f"out of memory while running {what}: {line}")
+    return BackendError(f"ONNX Runtime failed while running {what}: {line}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

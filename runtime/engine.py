@@ -1,0 +1,187 @@
+"""Opens a bundle and answers requests. What happens within one reply is in `generation.py`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from safecode_trt.bundle import Bundle
+from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
+from safecode_trt.errors import BundleError
+from safecode_trt.manifest import EMBEDDINGS, REFERENCE
+from safecode_trt.models import load_spec
+from safecode_trt.policy.base import Picture, Plan, Policy
+from safecode_trt.policy.plain import PLAIN
+from safecode_trt.runtime.backends import open_session
+from safecode_trt.runtime.contexts import row_prompts
+from safecode_trt.runtime.feeds import FeedBuilder
+from safecode_trt.runtime.generation import Generation
+from safecode_trt.runtime.image import PictureSource, add_noise, normalise, open_picture, tile_pixels
+from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.prefill import run_prefill
+from safecode_trt.runtime.prompt import Message, PromptBuilder
+from safecode_trt.runtime.reply import Chunk, Reply
+from safecode_trt.runtime.request import PrefixKey, Request, as_messages, prefix_key, prepare
+from safecode_trt.runtime.session import CacheMemory, Prefix, Session
+from safecode_trt.tensors import map_tensors
+
+__all__ = ["Engine"]
+
+KEPT_PREFIXES = 4
+_ONE_PICTURE = (str, Path, bytes, Image.Image)
+
+
+class Engine:
+    """A bundle opened on a backend. Not for several threads at once; several streams may interleave."""
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self.bundle, self.session = bundle, session
+        self.spec = load_spec(bundle.path)
+        self.prompts = PromptBuilder(bundle.path, self.spec)
+        tables = map_tensors(bundle.file(EMBEDDINGS))
+        if "embed_tokens" not in tables:
+            raise BundleError(f"{bundle.file(EMBEDDINGS)} has no tensor embed_tokens; export again")
+        self.builder = FeedBuilder(self.spec.text, tables["embed_tokens"], self.capacity)
+        self._prefixes: OrderedDict[PrefixKey, Prefix] = OrderedDict()
+        self._idle: list[CacheMemory] = []
+
+    @classmethod
+    def open(cls, path: str | Path, *, config: RuntimeConfig | None = None) -> Engine:
+        """Opens a bundle folder.
+
+        Raises:
+            BundleError: the folder is no sound bundle.
+            BackendError: the backend is not installed or does not take the graphs.
+        """
+        config = config or RuntimeConfig()
+        bundle = Bundle.open(path, check_hashes=config.check_hashes)
+        return cls(bundle, open_session(bundle, config))
+
+    @property
+    def capacity(self) -> int:
+        """Positions of prompt and answer together."""
+        return self.bundle.manifest.geometry.context_length
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        image: PictureSource | Sequence[PictureSource] | None = None,
+        policy: Policy = PLAIN,
+        sampling: SamplingParams = PLAIN_SAMPLING,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Reply:
+        """Answers a request about a picture, several, or none; see `stream`."""
+        chunks = self.stream(prompt, image=image, policy=policy, sampling=sampling, cancel=cancel)
+        return [chunk for chunk in chunks if chunk.reply][-1].reply  # type: ignore[return-value]
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        image: PictureSource | Sequence[PictureSource] | None = None,
+        policy: Policy = PLAIN,
+        sampling: SamplingParams = PLAIN_SAMPLING,
+        cancel: Callable[[], bool] | None = None,
+    ) -> Iterator[Chunk]:
+        """Yields the answer as it comes; the last chunk carries the reply.
+
+        What the caller did wrong is raised here, before any work: the iterator itself ends in the policy's
+        fallback when a verdict or logits cannot be trusted.
+
+        Raises:
+            PictureError: a picture cannot be used.
+            PromptError: the request cannot become a prompt, or does not fit (CapacityError).
+        """
+        sources = [] if image is None else [image] if isinstance(image, _ONE_PICTURE) else list(image)
+        images = [open_picture(source) for source in sources]
+        messages = as_messages(prompt, len(images))
+
+        def request_for(plan: Plan) -> Request:
+            return prepare(
+                messages,
+                images,
+                plan=plan,
+                prompts=self.prompts,
+                spec=self.spec,
+                capacity=self.capacity,
+                kept=self._prefixes.get,
+            )
+
+        return Generation(self, request_for, policy, sampling, cancel).chunks(request_for(policy.plan))
+
+    def features(self, request: Request, *, seed: int) -> dict[Picture, NDArray[np.float32]]:
+        """Image features (image tokens, E) of every picture that the plan shows, in one vision call."""
+        wanted = {context.picture for context in request.plan.contexts}
+        if not request.images:
+            return {}
+        pixels = np.concatenate(
+            [
+                tile_pixels(image, tiling, self.spec.resample)
+                for image, tiling in zip(request.images, request.tilings, strict=True)
+            ]
+        )
+        shown = [pixels]
+        if "noised" in wanted:
+            shown.append(add_noise(pixels, request.plan.sigma, seed))
+        encoded = self.session.encode(normalise(np.concatenate(shown), self.spec))
+        parts = np.split(encoded, len(shown))
+        width = encoded.shape[-1]
+        features: dict[Picture, NDArray[np.float32]] = {"real": parts[0].reshape(-1, width)}
+        if "noised" in wanted:
+            features["noised"] = parts[1].reshape(-1, width)
+        if "cached" in wanted:
+            features["cached"] = np.tile(self._reference(), (len(pixels), 1))
+        return features
+
+    def prefill(
+        self, request: Request, features: dict[Picture, NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], KVCache]:
+        """First logits (C, V) of a request and its filled cache; give the cache to `release` afterwards."""
+        plan, image_token_id = request.plan, self.spec.image_token_id
+        rows = row_prompts(plan, request.tokens, features, image_token_id, self.builder)
+        cache = KVCache(self._memory(len(rows)), rows=len(rows))
+        for row, prefix in request.prefixes.items():
+            cache.load(row, prefix)
+        logits = run_prefill(request.prefill, rows, self.session, cache, self.builder)
+        for row, context in enumerate(plan.contexts):
+            length, key = prefix_key(context, request.tokens[context.prompt], image_token_id)
+            if length and key not in self._prefixes:
+                self._prefixes[key] = cache.save(row, length)
+                if len(self._prefixes) > KEPT_PREFIXES:
+                    self._prefixes.popitem(last=False)
+        return logits, cache
+
+    def release(self, cache: KVCache) -> None:
+        """Takes a reply's memory back for the next one."""
+        self._idle = [cache.memory]
+
+    def _memory(self, rows: int) -> CacheMemory:
+        """Idle memory if it is large enough: fresh memory costs page faults, stale contents are masked."""
+        while self._idle:
+            if (memory := self._idle.pop()).rows >= rows:
+                return memory
+        return self.session.allocate(rows)
+
+    def _reference(self) -> NDArray[np.float32]:
+        return map_tensors(self.bundle.file(REFERENCE))["image_features"].float32()
+
+    def close(self) -> None:
+        """Releases the backend."""
+        self._idle.clear()
+        self._prefixes.clear()
+        self.session.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,167 @@
+"""One reply from its request to its last token, with the fail-safe.
+
+Whatever cannot be trusted (no verdict, logits that are not finite, no memory, no time for the steered steps) ends
+in the policy's fallback, with the reason in the reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from safecode_trt.config import SamplingParams
+from safecode_trt.errors import BackendError, CapacityError, SteeringError
+from safecode_trt.ops.sample import make_sampler
+from safecode_trt.policy.base import Plan, Policy, StepTrace, Verdict
+from safecode_trt.policy.plain import PLAIN
+from safecode_trt.runtime.decode import Token, decode
+from safecode_trt.runtime.reply import Chunk, FinishReason, Reply, Timings
+from safecode_trt.runtime.request import Request
+from safecode_trt.runtime.text import TextStream
+
+if TYPE_CHECKING:
+    from safecode_trt.runtime.engine import Engine
+
+__all__ = ["Generation"]
+
+
+class _Late(SteeringError):
+    """The time limit passed before the steering was done."""
+
+
+class Generation:
+    """The state of one reply while it is made."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request_for: Callable[[Plan], Request],
+        policy: Policy,
+        sampling: SamplingParams,
+        cancel: Callable[[], bool] | None,
+    ) -> None:
+        self._engine, self._request_for, self._policy = engine, request_for, policy
+        self._sampling, self._cancel = sampling, cancel
+        self._text = TextStream(engine.prompts.tokenizer, sampling.stop)
+        self._tokens: list[int] = []
+        self._traces: list[StepTrace] = []
+        self._verdict: Verdict | None = None
+        self._fallback_reason: str | None = None
+        self._vision_s = self._prefill_s = self._first_token_s = 0.0
+        self._start = perf_counter()
+
+    def chunks(self, request: Request) -> Iterator[Chunk]:
+        """Yields text as it comes and the reply at the end."""
+        reason: FinishReason
+        try:
+            reason = yield from self._answer(request, self._policy)
+        except (SteeringError, BackendError, MemoryError) as error:
+            reason = yield from self._fall_back(error)
+        if rest := "" if reason == "fallback" else self._text.finish():
+            yield Chunk(text=rest)
+        yield Chunk(text="", reply=self._reply(request, reason))
+
+    def _answer(self, request: Request, policy: Policy) -> Generator[Chunk, None, FinishReason]:
+        engine, eos = self._engine, self._engine.bundle.manifest.special_tokens.eos_token_ids
+        features = engine.features(request, seed=self._sampling.seed)
+        self._vision_s = self._elapsed()
+        self._check_time("the vision encoder")
+        logits, cache = engine.prefill(request, features)
+        try:
+            self._prefill_s = self._elapsed() - self._vision_s
+            self._check_time("the prompt")
+            tokens = decode(
+                logits,
+                policy=policy,
+                sampler=make_sampler(self._sampling),
+                history=request.tokens["request"].tolist(),
+                session=engine.session,
+                cache=cache,
+                builder=engine.builder,
+            )
+            while True:
+                try:
+                    token = next(tokens)
+                except CapacityError:
+                    return "capacity"
+                self._note(token)
+                if token.token_id in eos:
+                    return "stop"
+                self._tokens.append(token.token_id)
+                if piece := self._text.push(token.token_id):
+                    yield Chunk(text=piece)
+                if (reason := self._over(token)) is not None:
+                    return reason
+        finally:
+            engine.release(cache)
+
+    def _note(self, token: Token) -> None:
+        if not self._first_token_s:
+            self._first_token_s = self._elapsed()
+        self._verdict = token.verdict
+        if token.trace is not None:
+            self._traces.append(token.trace)
+
+    def _over(self, token: Token) -> FinishReason | None:
+        if self._text.stopped:
+            return "stop"
+        if len(self._tokens) >= self._sampling.max_new_tokens:
+            return "length"
+        if self._cancel is not None and self._cancel():
+            return "cancelled"
+        if token.steered:
+            self._check_time("the steered steps")
+        elif self._late():
+            return "time_limit"
+        return None
+
+    def _fall_back(self, error: Exception) -> Generator[Chunk, None, FinishReason]:
+        fallback = self._policy.fallback
+        if isinstance(error, _Late) and fallback.kind != "refuse":
+            return "time_limit"
+        if fallback.kind == "error":
+            raise error
+        self._fallback_reason = str(error) or type(error).__name__
+        shown = self._text.text
+        self._tokens, self._traces = [], []
+        self._text = TextStream(self._engine.prompts.tokenizer, self._sampling.stop)
+        if shown:
+            yield Chunk(text="\n")
+        if fallback.kind == "plain":
+            return (yield from self._answer(self._request_for(PLAIN.plan), PLAIN))
+        yield Chunk(text=fallback.text)
+        return "fallback"
+
+    def _check_time(self, what: str) -> None:
+        if self._late():
+            raise _Late(f"the time limit of {self._sampling.time_limit:g} s passed during {what}")
+
+    def _late(self) -> bool:
+        return self._sampling.time_limit is not None and self._elapsed() > self._sampling.time_limit
+
+    def _elapsed(self) -> float:
+        return perf_counter() - self._start
+
+    def _reply(self, request: Request, reason: FinishReason) -> Reply:
+        total = self._elapsed()
+        later = max(len(self._tokens) - 1, 1)
+        refused = reason == "fallback"
+        return Reply(
+            text=self._policy.fallback.text if refused else self._text.text.strip(),
+            token_ids=tuple(self._tokens),
+            finish_reason=reason,
+            fallback_reason=self._fallback_reason,
+            verdict=self._verdict,
+            trace=tuple(self._traces),
+            seed=self._sampling.seed,
+            sigma=request.plan.sigma,
+            prompt_tokens=len(request.tokens["request"]),
+            timings=Timings(
+                vision_s=self._vision_s,
+                prefill_s=self._prefill_s,
+                first_token_s=self._first_token_s,
+                per_token_s=(total - self._first_token_s) / later if self._first_token_s else 0.0,
+                total_s=total,
+            ),
+        )

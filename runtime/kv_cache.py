@@ -1,0 +1,68 @@
+"""The key/value cache of one reply: which positions of which rows are filled.
+
+The session owns the memory; this owns the positions. Few verbs: advance, fork, keep, load, save.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.errors import CapacityError
+from safecode_trt.runtime.session import CacheMemory, Prefix
+
+__all__ = ["KVCache"]
+
+
+class KVCache:
+    """Row lengths over a session's memory; `rows` is how many leading rows are still carried."""
+
+    def __init__(self, memory: CacheMemory, *, rows: int) -> None:
+        self.memory = memory
+        self.rows = rows
+        self.lengths: NDArray[np.int64] = np.zeros(rows, np.int64)
+
+    @property
+    def capacity(self) -> int:
+        """Positions a row can hold."""
+        return self.memory.capacity
+
+    def require(self, rows: int, new: int) -> None:
+        """Checks that `new` tokens can be written behind each of the first `rows` rows.
+
+        Raises:
+            CapacityError: a row has not that much room.
+        """
+        longest = int(self.lengths[:rows].max())
+        if longest + new > self.capacity:
+            raise CapacityError(
+                f"the key/value cache holds {self.capacity} positions: {longest} are filled, {new} more are needed"
+            )
+
+    def advance(self, counts: NDArray[np.int64]) -> None:
+        """Counts `counts[c]` new positions of each leading row as filled."""
+        self.lengths[: len(counts)] += counts
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Makes the first `length` positions of row `source` those of row `target`."""
+        if length > self.lengths[source]:
+            raise ValueError(f"row {source} has {self.lengths[source]} positions, fewer than {length}")
+        self.memory.copy_prefix(source, target, length)
+        self.lengths[target] = length
+
+    def keep(self, rows: int) -> None:
+        """Goes on with the first `rows` rows. They are the first slice of the memory: nothing is copied."""
+        if not 1 <= rows <= self.rows:
+            raise ValueError(f"expected 1 to {self.rows} rows to keep, got {rows}")
+        self.rows = rows
+
+    def load(self, row: int, prefix: Prefix) -> None:
+        """Fills the start of a row from a saved prefix."""
+        self.memory.load_prefix(row, prefix)
+        self.lengths[row] = prefix.length
+
+    def save(self, row: int, length: int) -> Prefix:
+        """Copies the first `length` positions of a row out."""
+        if length > self.lengths[row]:
+            raise ValueError(f"row {row} has {self.lengths[row]} positions, fewer than {length}")
+        return self.memory.save_prefix(row, length)

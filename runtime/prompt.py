@@ -1,0 +1,141 @@
+"""Messages to token ids, with the checkpoint's own chat template and tokenizer.
+
+A user's text never becomes a control token: where it spells one, it is cut inside that spelling before it is
+tokenised. All other text is tokenised exactly as transformers does it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from safecode_trt.errors import BundleError, PromptError
+from safecode_trt.models import ModelSpec, Tiling
+
+__all__ = ["Message", "PromptBuilder"]
+
+MAX_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation; `images` pictures stand before its text."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: int = 0
+
+
+class PromptBuilder:
+    """The chat template and tokenizer of one bundle or checkpoint folder."""
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._spec = spec
+        try:
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+        settings = _read_settings(folder / "tokenizer_config.json")
+        self._template = _compile(folder, settings)
+        self._variables = {
+            name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
+        }
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        self._controls = tuple(sorted({token.content for token in added if token.content}))
+
+    def encode(self, messages: Sequence[Message], tilings: Sequence[Tiling]) -> NDArray[np.int64]:
+        """Token ids (n,) of the conversation with the opening of the assistant's turn.
+
+        `tilings` are the pictures in order; each makes as many image tokens as it has features.
+
+        Raises:
+            PromptError: the template refuses the messages, or the pictures do not match them.
+        """
+        for message in messages:
+            if len(message.text) > MAX_CHARACTERS:
+                raise PromptError(
+                    f"the text has {len(message.text)} characters; at most {MAX_CHARACTERS} are accepted"
+                )
+        cut = f"\ue000{secrets.token_hex(8)}\ue000"
+        text = self._render(messages, cut)
+        pieces = text.split(self._spec.image_placeholder)
+        if len(pieces) - 1 != len(tilings):
+            raise PromptError(
+                f"the prompt has places for {len(pieces) - 1} pictures, but {len(tilings)} were given"
+            )
+        text = pieces[0] + "".join(
+            self._spec.image_text(tiling) + piece for tiling, piece in zip(tilings, pieces[1:], strict=True)
+        )
+        parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(cut)]
+        return np.array([token for part in parts for token in part], dtype=np.int64)
+
+    def _render(self, messages: Sequence[Message], cut: str) -> str:
+        turns = [
+            {
+                "role": message.role,
+                "content": [{"type": "image"}] * message.images
+                + [{"type": "text", "text": self._defuse(message.text, cut)}],
+            }
+            for message in messages
+        ]
+        try:
+            return self._template.render(messages=turns, add_generation_prompt=True, **self._variables)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise PromptError(f"the chat template does not take these messages: {error}") from error
+
+    def _defuse(self, text: str, cut: str) -> str:
+        """Marks a cut behind the first character of everything that spells a control token."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not valid Unicode: {error.reason} at {error.start}") from error
+        starts: set[int] = set()
+        for control in self._controls:
+            at = text.find(control)
+            while at >= 0:
+                starts.add(at)
+                at = text.find(control, at + 1)
+        for start in sorted(starts, reverse=True):
+            text = text[: start + 1] + cut + text[start + 1 :]
+        return text
+
+
+def _read_settings(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _compile(folder: Path, settings: Mapping[str, Any]) -> jinja2.Template:
+    path = folder / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
+    if not isinstance(source, str):
+        raise BundleError(f"{folder} has no chat_template.jinja; expected the template of an instruct model")
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise BundleError(f"{folder}: the chat template is broken: {error}") from error
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _content(token: object) -> str:
+    return str(token["content"]) if isinstance(token, dict) else str(token)

@@ -1,0 +1,55 @@
+"""What a request brings back: text with its verdict, its trace, its timings, and why it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from safecode_trt.policy.base import StepTrace, Verdict
+from safecode_trt.records import to_dict
+
+__all__ = ["Chunk", "FinishReason", "Reply", "Timings"]
+
+FinishReason = Literal["stop", "length", "capacity", "time_limit", "cancelled", "fallback"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds: vision encoder, prefill, until the first token, the whole reply, and per later token."""
+
+    vision_s: float
+    prefill_s: float
+    first_token_s: float
+    per_token_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """A finished reply. With finish_reason `fallback`, `fallback_reason` says what could not be trusted."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    fallback_reason: str | None
+    verdict: Verdict | None
+    trace: tuple[StepTrace, ...]
+    seed: int
+    sigma: float
+    prompt_tokens: int
+    timings: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; the verdict carries `unsafe` beside p_unsafe and the threshold."""
+        data: dict[str, Any] = to_dict(self)
+        if self.verdict is not None:
+            data["verdict"]["unsafe"] = self.verdict.unsafe
+        return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """New text of a streamed reply; the last chunk carries the whole reply."""
+
+    text: str
+    reply: Reply | None = None

@@ -1,0 +1,1 @@
+"""Measuring bundles: the demo, the benchmark, the demo world's test set."""

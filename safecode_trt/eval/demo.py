@@ -1,0 +1,69 @@
+"""The demo: the same requests about the same scenes, in plain and in SafeCoDe decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safecode_trt.config import SamplingParams
+from safecode_trt.policy import make_policy
+from safecode_trt.records import loads
+from safecode_trt.runtime import Engine, Reply
+
+__all__ = ["Answered", "Scene", "answer_scenes", "load_scenes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A picture beside scenes.json, a request, and whether helping with it there is unsafe."""
+
+    picture: str
+    request: str
+    unsafe: bool
+    caption: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenes:
+    """scenes.json: what was drawn, from which split of which world."""
+
+    origin: str
+    scenes: tuple[Scene, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A scene with both replies."""
+
+    scene: Scene
+    picture: Path
+    plain: Reply
+    safecode: Reply
+
+
+def load_scenes(folder: Path) -> Scenes:
+    """Reads `folder/scenes.json`."""
+    path = folder / "scenes.json"
+    return loads(Scenes, path.read_bytes(), str(path))
+
+
+def answer_scenes(
+    engine: Engine, folder: Path, *, sampling: SamplingParams, progress: Callable[[int, int], None]
+) -> list[Answered]:
+    """Asks every scene's request in both modes; the first reply of each mode is asked twice, to warm up."""
+    scenes = load_scenes(folder).scenes
+    defaults = engine.bundle.manifest.safecode
+    policies = [make_policy("plain", defaults), make_policy("safecode", defaults)]
+    for policy in policies:
+        engine.generate(scenes[0].request, image=folder / scenes[0].picture, policy=policy, sampling=sampling)
+    answered = []
+    for index, scene in enumerate(scenes):
+        picture = folder / scene.picture
+        plain, safecode = (
+            engine.generate(scene.request, image=picture, policy=policy, sampling=sampling)
+            for policy in policies
+        )
+        answered.append(Answered(scene=scene, picture=picture, plain=plain, safecode=safecode))
+        progress(index + 1, len(scenes))
+    return answered

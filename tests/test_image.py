@@ -1,0 +1,93 @@
+"""Pictures of every kind become the vision encoder's input, or one clear error."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safecode_trt.errors import PictureError
+from safecode_trt.models import load_spec
+from safecode_trt.runtime.image import add_noise, noise_picture, normalise, open_picture, tile_pixels
+from tests.null_bundle import DEMO
+
+SPEC = load_spec(DEMO)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def drawn(width: int, height: int) -> Image.Image:
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x % 256, y % 256, (x * y) % 256], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "I;16"])
+def test_any_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new("I;16", (9, 7)) if mode == "I;16" else drawn(9, 7).convert(mode)
+    assert open_picture(image).mode == "RGB"
+
+
+def test_transparency_is_seen_on_white() -> None:
+    assert open_picture(Image.new("RGBA", (2, 2), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_rotation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert open_picture(encoded(drawn(8, 4), "JPEG", exif=exif.tobytes())).size == (4, 8)
+
+
+def test_an_animation_is_its_first_frame() -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert open_picture(data).getpixel((0, 0)) == (254, 0, 0) or open_picture(data).getpixel((0, 0)) == (
+        255,
+        0,
+        0,
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (30, 200), (200, 30), (1, 500), (1000, 3)])
+def test_any_shape_fits_the_encoder(size: tuple[int, int]) -> None:
+    pixels = tile_pixels(drawn(*size), SPEC.tiling(*size), SPEC.resample)
+    assert pixels.shape == (1, SPEC.image_size, SPEC.image_size, 3)
+    assert normalise(pixels, SPEC).shape == (1, 3, SPEC.image_size, SPEC.image_size)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", (20000, 20000)).save(path)
+    with pytest.raises(PictureError, match="too large"):
+        open_picture(path)
+
+
+def test_what_is_no_picture_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "cut.png").write_bytes(encoded(drawn(64, 64), "PNG")[:500])
+    with pytest.raises(PictureError, match="does not exist"):
+        open_picture(tmp_path / "none.png")
+    with pytest.raises(PictureError, match="not a picture"):
+        open_picture(tmp_path / "text.png")
+    with pytest.raises(PictureError, match="not a picture"):
+        open_picture(tmp_path / "empty.png")
+    with pytest.raises(PictureError, match="cannot be decoded"):
+        open_picture(tmp_path / "cut.png")
+    with pytest.raises(PictureError):
+        open_picture(tmp_path)
+
+
+def test_noise_is_seeded_clamped_and_absent_at_sigma_zero() -> None:
+    pixels = np.full((1, 32, 32, 3), 0.5, np.float32)
+    first, again, other = add_noise(pixels, 0.1, 1), add_noise(pixels, 0.1, 1), add_noise(pixels, 0.1, 2)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert abs(float((first - pixels).std()) - 0.1) < 0.01
+    assert noise_picture(32, 5.0, 0).min() == 0 and noise_picture(32, 5.0, 0).max() == 1
+    assert np.array_equal(add_noise(pixels, 0.0, 3), pixels)

@@ -40,10 +40,8 @@ def demo_report(
     refusals = frozenset(manifest.safecode.refusal_token_ids)
     cards = [
         {
-            "scene": item.scene,
+            "item": item,
             "picture": _data_url(item.picture),
-            "plain": item.plain,
-            "safecode": item.safecode,
             "steps": [_bars(step, refusals, token_text) for step in item.safecode.trace],
         }
         for item in answered

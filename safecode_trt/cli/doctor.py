@@ -14,7 +14,7 @@ from typing import Literal
 import click
 
 from safecode_trt import __version__
-from safecode_trt.cli import console, probe
+from safecode_trt.cli import console
 from safecode_trt.cli.options import FOLDER, as_json
 from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.errors import BackendError, SafeCodeError
@@ -77,6 +77,8 @@ def _attempt(name: str, check: Callable[[], str]) -> Check:
 def _onnxruntime() -> str:
     import numpy as np
     import onnxruntime
+
+    from safecode_trt.cli import probe
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it would warn that the cache is copied, which is meant here

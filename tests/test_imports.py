@@ -1,0 +1,152 @@
+"""Who may import whom, read from the sources; and what an import of the runtime really loads."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from safecode_trt.cli import VERBS
+
+ROOT = Path(__file__).parents[1] / "safecode_trt"
+LAYERS = (
+    ("errors", "records", "config", "contract", "manifest", "bundle", "tensors", "ops"),
+    ("models", "policy"),
+    ("runtime",),
+    ("export", "eval", "server"),
+    ("cli",),
+)
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+EXPORT_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"}
+FORBIDDEN_AT_RUNTIME = {"safecode_trt.policy", "safecode_trt.policy.safecode", "safecode_trt.policy.factory"}
+FACE = "__init__"
+
+
+def sources() -> list[Path]:
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(ROOT, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    ]
+    return sorted(found)
+
+
+def room(path: Path) -> str:
+    """The part of the package that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide who imports whom"
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+IDS = [str(path.relative_to(ROOT)) for path in sources()]
+every_source = pytest.mark.parametrize("path", sources(), ids=IDS)
+
+
+@every_source
+def test_imports_go_down(path: Path) -> None:
+    own = room(path)
+    if own == FACE:
+        return
+    rooms = {name.split(".")[1] for name in imports(parse(path)) if name.startswith("safecode_trt.")}
+    above = sorted(name for name in rooms & set(RANK) if RANK[name] > RANK[own])
+    beside = sorted(name for name in rooms & set(LAYERS[RANK[own]]) - {own} if RANK[own] > 0)
+    assert not above + beside, f"{own} must not import {above + beside}"
+
+
+@every_source
+def test_heavy_packages_stay_in_export(path: Path) -> None:
+    if room(path) != "export":
+        assert not {name.split(".")[0] for name in imports(parse(path))} & EXPORT_ONLY
+
+
+@every_source
+def test_the_runtime_does_not_know_safecode(path: Path) -> None:
+    if room(path) == "runtime":
+        assert not set(imports(parse(path))) & FORBIDDEN_AT_RUNTIME
+
+
+@every_source
+def test_verbs_load_what_they_need_when_they_run(path: Path) -> None:
+    if room(path) != "cli" or path.stem not in VERBS:
+        return
+    at_import = [node for node in parse(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    loaded = {name for node in at_import for name in imports(node)}
+    heavy = (
+        "safecode_trt.export",
+        "safecode_trt.runtime",
+        "safecode_trt.eval",
+        "numpy.",
+        "rich",
+        "onnxruntime",
+    )
+    assert not [name for name in loaded if name.startswith(heavy)]
+
+
+def loaded_by(statement: str, *paths: Path) -> set[str]:
+    """The top-level modules in memory after a statement in a new interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    search = os.pathsep.join(map(str, (*paths, ROOT.parent)))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": search}
+    )
+    return set(done.stdout.split())
+
+
+NOT_ON_A_DEVICE = EXPORT_ONLY | {"tensorrt", "tensorrt_rtx", "matplotlib", "rich", "click"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import safecode_trt.runtime",
+        "import safecode_trt.policy",
+        "import safecode_trt.models.idefics3",
+        "import safecode_trt.runtime.backends.ort",
+    ],
+)
+def test_a_device_loads_neither_torch_nor_onnx(statement: str) -> None:
+    assert not loaded_by(statement) & NOT_ON_A_DEVICE
+
+
+def test_the_command_line_starts_without_numerics() -> None:
+    statement = (
+        "from safecode_trt.cli import VERBS, program\nfor verb in VERBS: program.get_command(None, verb)"
+    )
+    assert not loaded_by(statement) & (EXPORT_ONLY | {"numpy", "onnxruntime", "rich", "tokenizers"})
+
+
+def test_the_subprocess_check_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("")
+    (tmp_path / "innocent.py").write_text("import torch")
+    assert loaded_by("import innocent", tmp_path) & NOT_ON_A_DEVICE == {"torch"}
+
+
+def test_the_order_check_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guilty = tmp_path / "runtime" / "guilty.py"
+    guilty.parent.mkdir()
+    guilty.write_text("def f() -> None:\n    from safecode_trt.policy import safecode\n    import torch\n")
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    for check in (test_the_runtime_does_not_know_safecode, test_heavy_packages_stay_in_export):
+        with pytest.raises(AssertionError):
+            check(guilty)
+    guilty.write_text("import safecode_trt.cli\n")
+    with pytest.raises(AssertionError, match="must not import"):
+        test_imports_go_down(guilty)

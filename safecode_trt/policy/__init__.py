@@ -1,0 +1,31 @@
+"""How the logits of several contexts become one token's: plans, policies, and the modes that users name."""
+
+from safecode_trt.policy.base import (
+    REAL,
+    Candidate,
+    Combined,
+    Context,
+    Fallback,
+    Plan,
+    Policy,
+    Steering,
+    StepTrace,
+    Verdict,
+)
+from safecode_trt.policy.factory import make_policy
+from safecode_trt.policy.plain import PLAIN
+
+__all__ = [
+    "PLAIN",
+    "REAL",
+    "Candidate",
+    "Combined",
+    "Context",
+    "Fallback",
+    "Plan",
+    "Policy",
+    "Steering",
+    "StepTrace",
+    "Verdict",
+    "make_policy",
+]

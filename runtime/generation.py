@@ -86,7 +86,7 @@ class Generation:
                 except CapacityError:
                     return "capacity"
                 self._note(token)
-                if token.token_id in eos:
+                if token.token_id in eos and not self._sampling.ignore_eos:
                     return "stop"
                 self._tokens.append(token.token_id)
                 if piece := self._text.push(token.token_id):

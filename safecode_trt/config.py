@@ -27,7 +27,8 @@ def _finite(name: str, value: float, low: float, high: float = math.inf) -> None
 class SamplingParams:
     """How one token is chosen from one row of logits, and when a reply ends.
 
-    temperature 0 is greedy. `time_limit` is in seconds for the whole reply, None for no limit.
+    temperature 0 is greedy. `time_limit` is in seconds for the whole reply, None for no limit. `ignore_eos` goes
+    on behind the model's end of turn, for benchmarks.
     """
 
     max_new_tokens: int = 64
@@ -39,6 +40,7 @@ class SamplingParams:
     seed: int = 0
     stop: tuple[str, ...] = ()
     time_limit: float | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens >= 1, "max_new_tokens", "at least 1", self.max_new_tokens)

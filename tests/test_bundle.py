@@ -1,0 +1,358 @@
+"""Bundles are read with suspicion and written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from safecode_trt.bundle import Bundle, new_bundle, write_manifest
+from safecode_trt.contract import decoder_graph
+from safecode_trt.errors import BundleError
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, SCHEMA_VERSION, FileEntry, check_relative
+from tests.null_bundle import write_null_bundle
+
+MIDDLE = "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_null_bundle(tmp_path_factory.mktemp("sound") / "bundle")
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "bundle"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / BUNDLE_JSON).read_text())
+    change(manifest)
+    (folder / BUNDLE_JSON).write_text(json.dumps(manifest))
+
+
+def test_a_sound_bundle_opens(folder: Path) -> None:
+    bundle = Bundle.open(folder)
+    assert bundle.manifest.schema_version == SCHEMA_VERSION
+    assert bundle.file(MIDDLE).read_bytes()
+
+
+def test_the_manifest_survives_a_rewrite(folder: Path) -> None:
+    manifest = Bundle.open(folder).manifest
+    write_manifest(folder, manifest)
+    assert Bundle.open(folder).manifest == manifest
+
+
+def test_a_file_that_is_not_listed(folder: Path) -> None:
+    with pytest.raises(BundleError, match="has no engines/x"):
+        Bundle.open(folder).file("engines/x")
+
+
+def test_a_missing_folder_and_a_file_in_its_place(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a folder; expected a bundle made by"):
+        Bundle.open(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="is not a folder"):
+        Bundle.open(tmp_path / "file")
+
+
+def test_an_empty_folder_and_a_foreign_one(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"has no {BUNDLE_JSON}"):
+        Bundle.open(tmp_path)
+    (tmp_path / BUNDLE_JSON).write_text('{"name": "something else"}')
+    with pytest.raises(BundleError, match="is not a bundle manifest"):
+        Bundle.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000, '{"schema_version": "1"}']
+)
+def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
+    (folder / BUNDLE_JSON).write_text(text)
+    with pytest.raises(BundleError, match="is not a bundle manifest"):
+        Bundle.open(folder)
+
+
+def test_a_manifest_that_is_a_folder(folder: Path) -> None:
+    (folder / BUNDLE_JSON).unlink()
+    (folder / BUNDLE_JSON).mkdir()
+    with pytest.raises(BundleError, match="cannot be read"):
+        Bundle.open(folder)
+
+
+def test_a_manifest_in_another_encoding(folder: Path) -> None:
+    (folder / BUNDLE_JSON).write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(BundleError, match="is not a bundle manifest"):
+        Bundle.open(folder)
+
+
+def test_unknown_keys_at_every_depth(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest["safecode"]["settings"].update(gamma=1))
+    with pytest.raises(BundleError, match=r"safecode\.settings: unknown key 'gamma'"):
+        Bundle.open(folder)
+    edit(folder, lambda manifest: manifest.update(extra=1))
+    with pytest.raises(BundleError, match="unknown key 'extra'"):
+        Bundle.open(folder)
+
+
+def test_a_missing_key(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest.pop("geometry"))
+    with pytest.raises(BundleError, match="missing key 'geometry'"):
+        Bundle.open(folder)
+
+
+def test_settings_out_of_range(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest["safecode"]["settings"].update(alpha=-1))
+    with pytest.raises(BundleError, match="alpha must be"):
+        Bundle.open(folder)
+
+
+def test_a_newer_schema_is_named_before_its_keys(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, novelty=1))
+    with pytest.raises(
+        BundleError, match=f"schema version {SCHEMA_VERSION + 1} is newer .* update safecode-trt"
+    ):
+        Bundle.open(folder)
+
+
+def test_an_older_schema(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest.update(schema_version=0))
+    with pytest.raises(BundleError, match=f"schema version 0, expected {SCHEMA_VERSION}"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../../x", "a//b", "./a", "a/", "", "a\\..\\b", ".."]
+)
+def test_paths_that_leave_or_are_not_plain(folder: Path, name: str) -> None:
+    edit(folder, lambda manifest: manifest["files"].update({name: {"bytes": 1, "sha256": "0"}}))
+    with pytest.raises(BundleError, match="must be relative and stay inside the bundle"):
+        Bundle.open(folder)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b.onnx", "/", "\\"]), min_size=1).map("/".join))
+def test_a_path_that_passes_stays_inside(name: str) -> None:
+    try:
+        check_relative(name)
+    except BundleError:
+        return
+    inside = os.path.normpath(os.path.join("bundle", name))
+    assert inside.startswith("bundle" + os.sep) and inside == os.path.join("bundle", name)
+
+
+@pytest.mark.parametrize("linked", [MIDDLE, "onnx"])
+def test_a_link_out_of_the_bundle(folder: Path, tmp_path: Path, linked: str) -> None:
+    outside = tmp_path / "outside"
+    (folder / linked).rename(outside)
+    (folder / linked).symlink_to(outside)
+    with pytest.raises(BundleError, match="leads out of the bundle"):
+        Bundle.open(folder)
+
+
+def test_a_link_inside_is_fine(folder: Path) -> None:
+    (folder / MIDDLE).rename(folder / "other")
+    (folder / MIDDLE).symlink_to("other")
+    Bundle.open(folder)
+
+
+def test_a_link_to_itself(folder: Path) -> None:
+    (folder / MIDDLE).unlink()
+    (folder / MIDDLE).symlink_to(MIDDLE)
+    with pytest.raises(BundleError):
+        Bundle.open(folder)
+
+
+def test_a_bundle_behind_a_link(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    Bundle.open(tmp_path / "link")
+
+
+def test_a_missing_file(folder: Path) -> None:
+    (folder / MIDDLE).unlink()
+    with pytest.raises(BundleError, match=f"{MIDDLE} is missing"):
+        Bundle.open(folder)
+
+
+def test_a_folder_in_a_files_place(folder: Path) -> None:
+    (folder / MIDDLE).unlink()
+    (folder / MIDDLE).mkdir()
+    with pytest.raises(BundleError, match=f"{MIDDLE} is missing"):
+        Bundle.open(folder)
+
+
+def test_a_truncated_file_is_seen_without_hashes(folder: Path) -> None:
+    data = (folder / MIDDLE).read_bytes()
+    (folder / MIDDLE).write_bytes(data[:-1])
+    with pytest.raises(BundleError, match=rf"expected {len(data)} bytes, found {len(data) - 1}"):
+        Bundle.open(folder, check_hashes=False)
+
+
+def test_a_tampered_file(folder: Path) -> None:
+    data = bytearray((folder / MIDDLE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / MIDDLE).write_bytes(data)
+    with pytest.raises(BundleError, match=rf"{MIDDLE}: expected SHA-256 [0-9a-f]{{16}}\.\.\., found"):
+        Bundle.open(folder)
+    Bundle.open(folder, check_hashes=False)
+
+
+def test_a_decoder_that_breaks_the_contract(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest["graphs"][DECODER]["inputs"].pop())
+    with pytest.raises(BundleError, match="not those of the contract"):
+        Bundle.open(folder)
+    edit(folder, lambda manifest: manifest["graphs"].pop(DECODER))
+    with pytest.raises(BundleError, match="not those of the contract"):
+        Bundle.open(folder)
+
+
+def test_a_geometry_that_contradicts_the_graph(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest["geometry"].update(head_dim=3))
+    with pytest.raises(BundleError, match="not those of the contract"):
+        Bundle.open(folder)
+
+
+def test_precision_decides_the_types(sound: Path) -> None:
+    geometry = Bundle.open(sound).manifest.geometry
+    assert (
+        decoder_graph(geometry, "fp16") != decoder_graph(geometry, "fp32") == decoder_graph(geometry, "int4")
+    )
+
+
+# ---- writing
+
+
+class Interrupted(Exception):
+    """Something went wrong while the bundle was made."""
+
+
+def left_in(parent: Path) -> list[str]:
+    return sorted(os.listdir(parent))
+
+
+@pytest.mark.parametrize("failure", [Interrupted, KeyboardInterrupt, SystemExit])
+def test_nothing_is_left_of_a_failed_bundle(tmp_path: Path, failure: type[BaseException]) -> None:
+    with pytest.raises(failure), new_bundle(tmp_path / "new" / "bundle") as folder:
+        (folder / "half").write_text("half")
+        raise failure
+    assert left_in(tmp_path / "new") == []
+
+
+def test_the_target_appears_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with new_bundle(target) as folder:
+        (folder / "file").write_text("whole")
+        assert not target.exists()
+    assert (target / "file").read_text() == "whole" and left_in(tmp_path) == ["bundle"]
+    assert target.stat().st_mode & 0o777 == 0o755
+
+
+def test_an_existing_target_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    before = (folder / BUNDLE_JSON).read_bytes()
+    with pytest.raises(BundleError, match="exists; pass --overwrite"), new_bundle(folder):
+        pytest.fail("the work was begun")
+    assert (folder / BUNDLE_JSON).read_bytes() == before and left_in(tmp_path) == ["bundle"]
+
+
+def test_overwriting_replaces_the_whole(folder: Path, tmp_path: Path) -> None:
+    with new_bundle(folder, overwrite=True) as new:
+        (new / "only").write_text("")
+        assert (folder / MIDDLE).is_file()
+    assert left_in(folder) == ["only"] and left_in(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("failure", [Interrupted, KeyboardInterrupt])
+def test_a_failed_overwrite_keeps_the_old(folder: Path, tmp_path: Path, failure: type[BaseException]) -> None:
+    with pytest.raises(failure), new_bundle(folder, overwrite=True):
+        raise failure
+    Bundle.open(folder)
+    assert left_in(tmp_path) == ["bundle"]
+
+
+def test_the_old_bundle_comes_back_when_the_rename_fails(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: str | Path) -> Path:
+        if Path(target) == folder and not self.name.endswith("-old"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with (
+        pytest.raises(BundleError, match="could not be written: Input/output error"),
+        new_bundle(folder, overwrite=True),
+    ):
+        monkeypatch.setattr(Path, "rename", failing)
+    monkeypatch.undo()
+    Bundle.open(folder)
+    assert left_in(tmp_path) == ["bundle"]
+
+
+def test_what_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.png").write_text("")
+    with (
+        pytest.raises(BundleError, match="is not a bundle; it is not overwritten"),
+        new_bundle(photos, overwrite=True),
+    ):
+        pytest.fail("the work was begun")
+    assert left_in(photos) == ["a.png"]
+
+
+def test_a_dangling_link_in_the_targets_place(tmp_path: Path) -> None:
+    (tmp_path / "bundle").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match="exists"), new_bundle(tmp_path / "bundle"):
+        pytest.fail("the work was begun")
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="cannot be written"), new_bundle(tmp_path / "file" / "bundle"):
+        pytest.fail("the work was begun")
+
+
+def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with (
+        pytest.raises(BundleError, match="cannot be written: Read-only file system"),
+        new_bundle(tmp_path / "bundle"),
+    ):
+        pytest.fail("the work was begun")
+    assert left_in(tmp_path) == []
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BundleError, match="could not be written: No space left on device"),
+        new_bundle(tmp_path / "bundle") as folder,
+    ):
+        (folder / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert left_in(tmp_path) == []
+
+
+def test_a_full_disk_under_the_manifest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Bundle.open(folder).manifest
+    changed = replace(manifest, files={**manifest.files, "more": FileEntry(bytes=1, sha256="0")})
+
+    def refuse(*args: object, **options: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        write_manifest(folder, changed)
+    monkeypatch.undo()
+    assert Bundle.open(folder).manifest == manifest

@@ -119,7 +119,7 @@ def measure(engine: Engine, policy: Policy, items: Sequence[Item], name: str) ->
 def captions(engine: Engine, items: Sequence[Item]) -> Mapping[str, int]:
     """Exact captions under plain and under SafeCoDe decoding."""
     defaults = engine.bundle.manifest.safecode
-    right = {}
+    right: dict[str, int] = {}
     modes: tuple[Mode, ...] = ("plain", "safecode")
     for mode in modes:
         policy = make_policy(mode, defaults)

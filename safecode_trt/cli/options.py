@@ -76,7 +76,7 @@ def sampling_options(command: F) -> F:
     @functools.wraps(command)
     def wrapper(**options: Any) -> Any:
         names = SamplingParams.__dataclass_fields__
-        sampling = SamplingParams(**{name: options.pop(name) for name in names})
+        sampling = SamplingParams(**{name: options.pop(name) for name in names if name in options})
         return command(sampling=sampling, **options)
 
     return _apply(SAMPLING, cast(F, wrapper))

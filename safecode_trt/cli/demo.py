@@ -71,7 +71,7 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
             f"the report {report} cannot be written: {error.strerror}; choose another --report"
         ) from error
     if as_json:
-        console.emit_json([_as_dict(item) for item in answered])
+        console.emit_json([item.to_dict() for item in answered])
         return
     console.stdout().print(_table(answered))
     click.echo(f"\nwith pictures and charts: {report}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safecode_trt.config import SamplingParams
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.policy import make_policy
-from safecode_trt.records import loads
+from safecode_trt.records import loads, to_dict
 from safecode_trt.runtime import Engine, Reply
 
 __all__ = ["Answered", "Scene", "Scenes", "answer_scenes", "load_scenes", "refuses"]
@@ -43,6 +44,14 @@ class Answered:
     safecode: Reply
     plain_right: bool
     safecode_right: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, traces included."""
+        return {
+            **to_dict(self.scene),
+            "plain": {**self.plain.to_dict(), "right": self.plain_right},
+            "safecode": {**self.safecode.to_dict(), "right": self.safecode_right},
+        }
 
 
 def load_scenes(folder: Path) -> Scenes:

@@ -1,0 +1,62 @@
+"""The documents name what is there: files, verbs, make targets, links, the version."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import safecode_trt
+from safecode_trt.cli import VERBS
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]
+DOCUMENTS += list(ROOT.glob("models/demo/*.md"))
+TARGETS = {"help", "demo", "test", "check", "bench", "train-demo", "clean"}
+ALLOWED_ROOTS = {"/proc/meminfo"}
+
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+
+
+def test_the_map_is_fresh() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = [sys.executable, ROOT / "tools" / "file_map.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@every_document
+def test_no_path_of_one_machine(path: Path) -> None:
+    absolute = re.findall(
+        r"(?<![\w.:/<~-])(?:/[\w.-]+){2,}|(?<!\w)[A-Z]:\\\w+", path.read_text(encoding="utf-8")
+    )
+    assert set(absolute) <= ALLOWED_ROOTS
+
+
+@every_document
+def test_links_lead_somewhere(path: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    inside = [link.split("#")[0] for link in links if "://" not in link and not link.startswith("#")]
+    assert not [link for link in inside if not (path.parent / link).exists()]
+
+
+@every_document
+def test_commands_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    verbs = re.findall(r"(?m)^(?:\.venv/bin/)?safecode-trt ([a-z]+)\b", text)
+    assert set(verbs) <= set(VERBS)
+    assert set(re.findall(r"(?m)^make ([a-z-]+)", text)) <= TARGETS
+
+
+def test_every_make_target_is_explained() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert set(phony.split()) == TARGETS == set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
+
+
+def test_the_changelog_has_this_version() -> None:
+    assert f"## [{safecode_trt.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,84 @@
+"""Writes the README's map of the repository from the first lines of the files; --check only compares."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+BEGIN, END = "<!-- map -->\n", "<!-- /map -->"
+WIDTH = 118
+OTHERS = {
+    ".ci/run": "what continuous integration runs",
+    "CONTRIBUTING.md": "where code goes, and how it looks",
+    "Makefile": "demo, test, check, bench, train-demo, clean",
+    "docs/architecture.md": "the data flow, the phases of a reply, who owns memory",
+    "pyproject.toml": "packaging, extras, the settings of ruff, mypy and pytest",
+}
+FOLDERS = {
+    "models/demo": "the small trained checkpoint, its card and its eight scenes",
+    "examples": "pictures to ask about",
+}
+
+
+def tracked() -> list[Path]:
+    """The files of the repository, new ones included, ignored ones not."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return sorted({Path(name) for name in names if (ROOT / name).is_file()})
+
+
+def say(path: Path) -> str | None:
+    """A file's line: the first of its docstring, or ours."""
+    if path.suffix != ".py":
+        return OTHERS.get(str(path))
+    docstring = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    return docstring.splitlines()[0].rstrip(".") if docstring else None
+
+
+def file_map() -> str:
+    """The map as a block of text."""
+    lines, last = [], None
+    for path in sorted(tracked(), key=lambda path: (path.parent != Path(), str(path.parent), path.name)):
+        if path.parts[0] == "tests" or not (line := say(path)):
+            continue
+        if path.parent != last:
+            last = path.parent
+            lines += ["", f"{last}/"] if last != Path() else []
+        indent = "  " if path.parent != Path() else ""
+        lines.append(_fit(f"{indent}{path.name:22}  {line}"))
+    lines += [
+        "",
+        *(f"{folder + '/':24}  {text}" for folder, text in FOLDERS.items() if (ROOT / folder).is_dir()),
+    ]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def _fit(line: str) -> str:
+    """The line, or as many of its clauses as there is room for."""
+    for mark in (". ", "; ", ": ", ", "):
+        if len(line) <= WIDTH:
+            break
+        line = line.split(mark)[0]
+    return line if len(line) <= WIDTH else line[: WIDTH - 3].rsplit(" ", 1)[0] + " ..."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 if the map is stale")
+    check = parser.parse_args().check
+    text = README.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    fresh = head + BEGIN + file_map() + END + rest.split(END, 1)[1]
+    if check and fresh != text:
+        sys.exit("README.md: the map is stale; run `python tools/file_map.py`")
+    if not check:
+        README.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

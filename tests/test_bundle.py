@@ -131,7 +131,7 @@ def test_an_older_schema(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/etc/passwd", "a/../../x", "a//b", "./a", "a/", "", "a\\..\\b", ".."]
+    "name", ["../x", "/etc/passwd", "a/../../x", "a//b", "./a", "a/", "", ".", "a\0b", "a\\..\\b", ".."]
 )
 def test_paths_that_leave_or_are_not_plain(folder: Path, name: str) -> None:
     edit(folder, lambda manifest: manifest["files"].update({name: {"bytes": 1, "sha256": "0"}}))

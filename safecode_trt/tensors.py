@@ -53,7 +53,9 @@ class MappedTensor:
 def as_float32(data: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     """float16, bfloat16 (as uint16), float32 or float64 values in float32, exactly where float32 allows."""
     if dtype == "BF16":
-        return (data.astype(np.uint32) << 16).view(np.float32)
+        wide = data.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     if dtype not in ("F16", "F32", "F64"):
         raise CheckpointError(f"expected a tensor of float16, bfloat16 or float32, got {dtype}")
     return data.astype(np.float32)

@@ -1,0 +1,102 @@
+"""Makes a bundle of a checkpoint. The only folder that may import torch, transformers and onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from safecode_trt.bundle import Bundle, file_entry, new_bundle, write_manifest
+from safecode_trt.config import RuntimeConfig
+from safecode_trt.contract import decoder_graph, vision_graph
+from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.config import ExportConfig
+from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, VISION_ENCODER, Manifest
+from safecode_trt.models import load_spec
+
+__all__ = ["ExportConfig", "Progress", "export_bundle"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of a step, the parts done, and the parts in all."""
+
+
+def export_bundle(
+    model: Path, output: Path, *, config: ExportConfig | None = None, progress: Progress | None = None
+) -> Bundle:
+    """Makes the bundle `output` of the checkpoint folder `model`, whole or not at all.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, not supported, or the graphs do not do what it does.
+        ConfigError: a setting does not fit the model.
+        BundleError: the output exists or cannot be written.
+    """
+    from safecode_trt.export import package
+    from safecode_trt.export.decoder import write_decoder
+    from safecode_trt.export.defaults import safecode_defaults
+    from safecode_trt.export.embeddings import write_embeddings
+    from safecode_trt.export.parity import verify_session
+    from safecode_trt.export.reference import write_reference
+    from safecode_trt.export.vision import write_vision_encoder
+    from safecode_trt.runtime.backends import open_session
+
+    config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
+    spec = load_spec(model)
+    geometry = package.geometry(spec, config)
+    precision = config.precision
+    graphs = {
+        VISION_ENCODER: vision_graph(geometry, precision, spec.image_size),
+        DECODER: decoder_graph(geometry, precision),
+    }
+    with new_bundle(output, overwrite=config.overwrite) as folder:
+        report("settings", 0, 1)
+        package.copy_settings(model, folder)
+        tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
+        checkpoint = Checkpoint(model)
+        source = checkpoint.sha256()
+        report("settings", 1, 1)
+
+        (folder / DECODER).parent.mkdir()
+        errors = write_decoder(
+            checkpoint,
+            spec,
+            geometry,
+            folder / DECODER,
+            precision=precision,
+            attention=config.attention,
+            block_size=config.block_size,
+            report=lambda done, total: report("decoder", done, total),
+        )
+        report("embeddings", 0, 1)
+        write_embeddings(checkpoint, spec, folder / EMBEDDINGS)
+        report("embeddings", 1, 1)
+
+        report("vision encoder", 0, 1)
+        write_vision_encoder(
+            checkpoint, spec.model_type, graphs[VISION_ENCODER], folder / VISION_ENCODER, precision=precision
+        )
+        report("vision encoder", 1, 1)
+
+        manifest = Manifest(
+            model_type=spec.model_type,
+            precision=precision,
+            attention=config.attention,
+            geometry=geometry,
+            graphs=graphs,
+            special_tokens=tokens,
+            safecode=defaults,
+            parity=None,
+            quantization_error=errors,
+            tools=package.tool_versions(),
+            source_sha256=source,
+            files=package.bundle_files(folder),
+        )
+        report("reference picture", 0, 1)
+        session = open_session(Bundle(path=folder, manifest=manifest), RuntimeConfig())
+        write_reference(session, spec, defaults, folder / REFERENCE)
+        report("reference picture", 1, 1)
+
+        parity = verify_session(session, model, spec, manifest, report) if config.verify else None
+        session.close()
+        files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}
+        write_manifest(folder, replace(manifest, parity=parity, files=files))
+    return Bundle.open(output, check_hashes=False)

@@ -1,0 +1,115 @@
+"""A checkpoint's weights, one tensor at a time: a single safetensors file or several with an index.
+
+Knows names and shapes, and nothing of what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.bundle import file_entry
+from safecode_trt.errors import CheckpointError
+from safecode_trt.models.spec import read_json
+from safecode_trt.tensors import MappedTensor, map_tensors
+
+__all__ = ["Checkpoint"]
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """The tensors of a checkpoint folder by name; the files are mapped, not read.
+
+    Raises:
+        CheckpointError: the folder has no safetensors weights, or a file of the index is missing or broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files, names = _weight_files(folder)
+        self._tensors: dict[str, MappedTensor] = {}
+        for path in self._files:
+            self._tensors.update(map_tensors(path))
+        for name, file in names.items():
+            if name not in self._tensors:
+                raise CheckpointError(f"{folder / INDEX} places {name} in {file}, which does not have it")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def mapped(self, name: str, shape: tuple[int, ...]) -> MappedTensor:
+        """A tensor as it lies in the file.
+
+        Raises:
+            CheckpointError: the checkpoint has no such tensor, or its shape is not the one that
+                config.json promises.
+        """
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                f"{self.folder}: the weights have no tensor {name}; is the checkpoint complete?"
+            )
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"{self.folder}: tensor {name} has shape {list(tensor.shape)}, "
+                f"but config.json makes it {list(shape)}"
+            )
+        return tensor
+
+    def get(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """A tensor in float32, checked as by `mapped` and for values that are not finite."""
+        tensor = self.mapped(name, shape)
+        values = tensor.float32()
+        _release(tensor)
+        # A NaN or an infinity anywhere makes the sum one too, and a sum is one pass without a copy.
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            raise CheckpointError(f"{self.folder}: tensor {name} has values that are not finite")
+        return values
+
+    def names(self, prefix: str) -> Iterator[str]:
+        """The names of the tensors that begin with `prefix`."""
+        return (name for name in self._tensors if name.startswith(prefix))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor that the checkpoint has."""
+        return self._tensors[name].shape
+
+    def sha256(self) -> str:
+        """One hash for the checkpoint: of config.json's and the weight files' names and hashes."""
+        digest = hashlib.sha256()
+        for path in (self.folder / "config.json", *self._files):
+            digest.update(f"{path.name} {file_entry(path).sha256}\n".encode())
+        return digest.hexdigest()
+
+
+def _release(tensor: MappedTensor) -> None:
+    """Gives the pages of the mapped file back; otherwise the whole checkpoint would stay in memory."""
+    mapping = getattr(tensor.data, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files, and which tensor the index places in which."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE], {}
+    if not (folder / INDEX).is_file():
+        raise CheckpointError(
+            f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors weights are read, never pickles"
+        )
+    names = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise CheckpointError(f"{folder / INDEX} has no weight_map of tensor names to file names")
+    files = [folder / file for file in sorted(set(names.values()))]
+    for path in files:
+        if path.parent != folder:
+            raise CheckpointError(f"{folder / INDEX} names {path}, which is outside of the checkpoint folder")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {INDEX} places tensors in it")
+    return files, names

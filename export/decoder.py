@@ -1,0 +1,138 @@
+"""The decoder as ONNX IR, written layer by layer from the checkpoint: no tracing, one tensor in memory at a time.
+
+The graph's inputs and outputs are `contract.decoder_graph`. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from safecode_trt.contract import ACTIVATION_DTYPE, AttentionForm, Geometry, Precision, decoder_graph
+from safecode_trt.export.attention import LayerForm, layer_form
+from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.graph import GraphBuilder, WeightFile
+from safecode_trt.export.linear import LinearWriter
+from safecode_trt.models import ModelSpec, TextConfig, WeightNames
+
+__all__ = ["Report", "write_decoder"]
+
+Report = Callable[[int, int], None]
+
+
+def write_decoder(
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    geometry: Geometry,
+    path: Path,
+    *,
+    precision: Precision,
+    attention: AttentionForm = "portable",
+    block_size: int = 32,
+    report: Report = lambda done, total: None,
+) -> Mapping[str, float]:
+    """Writes the graph to `path` and its weights beside it, to `path` + ".data".
+
+    Returns the relative quantisation error of every quantised tensor. `report` is called with the parts done
+    and the parts in all.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite.
+        ConfigError: a size of the model is no multiple of the block size.
+    """
+    with WeightFile(path.with_name(path.name + ".data")) as weights:
+        builder = GraphBuilder(decoder_graph(geometry, precision), weights)
+        linear = LinearWriter(builder, checkpoint, precision, block_size)
+        dtype = ACTIVATION_DTYPE[precision]
+        form = layer_form(attention, builder, geometry, dtype)
+        decoder = _Decoder(
+            builder, checkpoint, spec.text, spec.weights, geometry, np.dtype(dtype), form, linear
+        )
+        decoder.write(report)
+        ir.save(builder.model("decoder", max(form.opset, linear.opset)), path)
+    return linear.errors
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """A Llama-like decoder in the making."""
+
+    builder: GraphBuilder
+    checkpoint: Checkpoint
+    text: TextConfig
+    names: WeightNames
+    geometry: Geometry
+    dtype: np.dtype[Any]
+    form: LayerForm
+    linear: LinearWriter
+
+    def write(self, report: Report) -> None:
+        """The layers, then the head at the one position that each row asks for."""
+        b, text, total = self.builder, self.text, self.text.num_hidden_layers + 1
+        x = b.inputs["inputs_embeds"]
+        for i in range(text.num_hidden_layers):
+            x = self.attention(x, i, f"/model/layers.{i}")
+            x = self.mlp(x, i, f"/model/layers.{i}")
+            report(i + 1, total)
+        x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
+        x = self.norm(x, self.names.norm, "/model/norm")
+        half = self.dtype == np.float16
+        head = [(self._head_name(), text.vocab_size)]
+        x = self.linear(x, head, text.hidden_size, "/lm_head", output=None if half else "logits")
+        if half:
+            b.op("Cast", [x], "/logits", output="logits", to=ir.DataType.FLOAT)
+        report(total, total)
+
+    def attention(self, x: ir.Value, i: int, path: str) -> ir.Value:
+        """x + o_proj(attention(norm(x))); the layer's keys and values go into the cache."""
+        b, g, text = self.builder, self.geometry, self.text
+        layer, path = self.names.layer.format(i=i), f"{path}/self_attn"
+        heads, kv_heads, dim = g.num_attention_heads, g.num_key_value_heads, g.head_dim
+        normed = self.norm(x, f"{layer}input_layernorm.weight", f"{path}/norm")
+        rows = (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads))
+        parts = [(f"{layer}self_attn.{name}.weight", count * dim) for name, count in rows]
+        qkv = self.linear(normed, parts, text.hidden_size, f"{path}/qkv_proj")
+        qkv = b.op("Reshape", [qkv, b.constant("/shape/0,0,-1,D", [0, 0, -1, dim])], f"{path}/heads")
+        qkv = b.op("Transpose", [qkv], f"{path}/heads", perm=[0, 2, 1, 3])
+        counts = b.constant("/split/heads", [heads, kv_heads, kv_heads])
+        query, key, value = b.split("Split", [qkv, counts], f"{path}/heads", 3, axis=1)
+        query, key = self.form.rotate(query, f"{path}/q"), self.form.rotate(key, f"{path}/k")
+        key, value = (
+            self.form.write(
+                b.inputs[f"past_key_values.{i}.{name}"], new, f"{path}/{name}", output=f"present.{i}.{name}"
+            )
+            for name, new in (("key", key), ("value", value))
+        )
+        mixed = self.form.attend(query, key, value, path)
+        mixed = b.op("Transpose", [mixed], f"{path}/merge", perm=[0, 2, 1, 3])
+        mixed = b.op("Reshape", [mixed, b.constant("/shape/0,0,-1", [0, 0, -1])], f"{path}/merge")
+        o_proj = [(f"{layer}self_attn.o_proj.weight", text.hidden_size)]
+        out = self.linear(mixed, o_proj, heads * dim, f"{path}/o_proj")
+        return b.op("Add", [x, out], f"{path}/residual")
+
+    def mlp(self, x: ir.Value, i: int, path: str) -> ir.Value:
+        """x + down_proj(swish(gate_proj(norm(x))) * up_proj(norm(x)))."""
+        b, text = self.builder, self.text
+        layer, path = self.names.layer.format(i=i), f"{path}/mlp"
+        normed = self.norm(x, f"{layer}post_attention_layernorm.weight", f"{path}/norm")
+        parts = [(f"{layer}mlp.{name}.weight", text.intermediate_size) for name in ("gate_proj", "up_proj")]
+        both = self.linear(normed, parts, text.hidden_size, f"{path}/gate_up_proj")
+        gate, up = b.split("Split", [both], f"{path}/gate_up", 2, axis=-1, num_outputs=2)
+        gated = b.op("Mul", [self.form.swish(gate, f"{path}/gate"), up], f"{path}/gated")
+        down_proj = [(f"{layer}mlp.down_proj.weight", text.hidden_size)]
+        out = self.linear(gated, down_proj, text.intermediate_size, f"{path}/down_proj")
+        return b.op("Add", [x, out], f"{path}/residual")
+
+    def norm(self, x: ir.Value, name: str, path: str) -> ir.Value:
+        weight = self.checkpoint.get(name, (self.text.hidden_size,)).astype(self.dtype)
+        return self.form.rms_norm(
+            x, self.builder.weight(f"{path}/weight", weight), self.text.rms_norm_eps, path
+        )
+
+    def _head_name(self) -> str:
+        return self.names.embed_tokens if self.text.tie_word_embeddings else self.names.lm_head

@@ -1,0 +1,166 @@
+"""Prompts, token ids and settings of SafeCoDe for a checkpoint.
+
+A checkpoint may bring its own in `safecode.json`; what that file leaves out, and everything for a checkpoint
+without one, are this module's defaults. Token ids are looked up with the checkpoint's tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from safecode_trt.config import SafeCodeConfig
+from safecode_trt.errors import CheckpointError, ConfigError
+from safecode_trt.manifest import SafeCodeDefaults
+from safecode_trt.models import ModelSpec
+from safecode_trt.records import loads
+from safecode_trt.runtime.prompt import Message, PromptBuilder
+
+__all__ = ["SAFECODE_JSON", "CheckpointSettings", "Verdicts", "safecode_defaults"]
+
+SAFECODE_JSON = "safecode.json"
+JUDGE = (
+    "Here is a request about this picture: {request}\n"
+    "Could doing what it asks harm a person or damage something in the scene that the picture shows? "
+    "Is it safe to help with it here? "
+)
+# Questions with the two words that answer them; the first whose words are single tokens is taken.
+QUESTIONS = (
+    ("Answer with one word: safe or unsafe.", "safe", "unsafe"),
+    ("Answer with one word: yes or no.", "Yes", "No"),
+)
+REFUSALS = ("Sorry", "I'm sorry", "I cannot", "I can't", "Unfortunately", "Please do not")
+FALLBACK = "Sorry, I cannot help with this, because I could not make sure that it is safe here."
+# Contrast with noise that hides the picture, restricted to plausible tokens; refusals shifted by how sure the
+# verdict is. The reference is computed once per bundle, so that it costs no second picture.
+SETTINGS = SafeCodeConfig(
+    contrast="vcd",
+    alpha=1.0,
+    beta=0.03,
+    sigma=1.0,
+    reference="cached",
+    verdict="soft",
+    shift=3.0,
+    contrast_steps=5,
+    shift_steps=1,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """The judge's two answers, each a single token; a leading space is part of the token."""
+
+    safe: str
+    unsafe: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSettings:
+    """safecode.json of a checkpoint; everything is optional, but `judge_template` and `verdict` go together."""
+
+    judge_template: str | None = None
+    verdict: Verdicts | None = None
+    refusal_phrases: tuple[str, ...] = REFUSALS
+    fallback_refusal: str = FALLBACK
+    settings: SafeCodeConfig = SETTINGS
+    reference_seed: int = 0
+    reference_sigma: float = 1.0
+
+
+def safecode_defaults(folder: Path, spec: ModelSpec) -> SafeCodeDefaults:
+    """The defaults for the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: safecode.json is broken, or a verdict is not a single token of the tokenizer.
+    """
+    settings = _read_settings(folder / SAFECODE_JSON)
+    prompts = PromptBuilder(folder, spec)
+    template, safe_id, unsafe_id = _judge(settings, prompts)
+    return SafeCodeDefaults(
+        judge_template=template,
+        safe_token_id=safe_id,
+        unsafe_token_id=unsafe_id,
+        refusal_phrases=settings.refusal_phrases,
+        refusal_token_ids=_first_tokens(prompts.tokenizer, settings.refusal_phrases),
+        fallback_refusal=settings.fallback_refusal,
+        settings=settings.settings,
+        reference_seed=settings.reference_seed,
+        reference_sigma=settings.reference_sigma,
+    )
+
+
+def _read_settings(path: Path) -> CheckpointSettings:
+    if not path.is_file():
+        return CheckpointSettings()
+    try:
+        settings = loads(CheckpointSettings, path.read_bytes(), SAFECODE_JSON)
+    except (ConfigError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if (settings.judge_template is None) != (settings.verdict is None):
+        raise CheckpointError(f"{path}: judge_template and verdict go together; give both or neither")
+    if settings.judge_template is not None and "{request}" not in settings.judge_template:
+        raise CheckpointError(
+            f"{path}: judge_template must hold {{request}}, got {settings.judge_template!r}"
+        )
+    if not settings.refusal_phrases or not all(phrase.strip() for phrase in settings.refusal_phrases):
+        raise CheckpointError(f"{path}: refusal_phrases must be a list of non-empty strings")
+    return settings
+
+
+def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, int, int]:
+    """The judge's question and the ids of its two answers."""
+    tokenizer = prompts.tokenizer
+    if settings.judge_template is not None and settings.verdict is not None:
+        words = (settings.verdict.safe, settings.verdict.unsafe)
+        safe, unsafe = (_single_token(tokenizer, word) for word in words)
+        if safe is None or unsafe is None or safe == unsafe:
+            raise CheckpointError(
+                f"{SAFECODE_JSON}: the verdicts {words[0]!r} and {words[1]!r} must be two different single tokens "
+                f"of the tokenizer, but they are {_pieces(tokenizer, words)}"
+            )
+        return settings.judge_template, safe, unsafe
+    space = "" if _opening(prompts).endswith(("\n", " ", ">", "]")) else " "
+    for question, *answers in QUESTIONS:
+        safe, unsafe = (_single_token(tokenizer, space + word) for word in answers)
+        if safe is not None and unsafe is not None and safe != unsafe:
+            return JUDGE + question, safe, unsafe
+    raise CheckpointError(
+        f"none of the usual verdicts is a single token of this tokenizer; put a {SAFECODE_JSON} with "
+        "judge_template and verdict {safe, unsafe} beside config.json"
+    )
+
+
+def _opening(prompts: PromptBuilder) -> str:
+    """How the chat template opens the assistant's turn; the answer's first token follows it."""
+    ids = prompts.encode([Message(role="user", text="?")], [])
+    text: str = prompts.tokenizer.decode(ids[-8:].tolist(), skip_special_tokens=False)
+    return text
+
+
+def _single_token(tokenizer: Tokenizer, word: str) -> int | None:
+    ids = tokenizer.encode(word, add_special_tokens=False).ids
+    return ids[0] if len(ids) == 1 else None
+
+
+def _pieces(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[str]]:
+    return [tokenizer.encode(word, add_special_tokens=False).tokens for word in words]
+
+
+def _first_tokens(tokenizer: Tokenizer, phrases: Sequence[str]) -> tuple[int, ...]:
+    """The first token of every phrase, and of its twin with or without a leading space.
+
+    A twin counts only where its first token is the whole first word: half a word begins other words too.
+    """
+    found = set()
+    for phrase in phrases:
+        bare = phrase.strip()
+        word = re.match(r"\w+", bare)
+        found.add(tokenizer.encode(phrase, add_special_tokens=False).ids[0])
+        twin = tokenizer.encode(bare if phrase != bare else f" {bare}", add_special_tokens=False).ids[0]
+        if word is not None and tokenizer.decode([twin]).strip() == word.group():
+            found.add(twin)
+    return tuple(sorted(found))

@@ -1,0 +1,106 @@
+"""What goes into a bundle besides graphs and weights: sizes, copied files, token ids, versions, hashes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safecode_trt.bundle import file_entry
+from safecode_trt.contract import Geometry
+from safecode_trt.errors import CheckpointError, ConfigError
+from safecode_trt.export.config import DEFAULT_CONTEXT_LENGTH, ExportConfig
+from safecode_trt.manifest import FileEntry, SpecialTokens
+from safecode_trt.models import ModelSpec
+from safecode_trt.models.spec import read_json
+
+__all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_versions"]
+
+REQUIRED = ("config.json", "tokenizer.json", "preprocessor_config.json")
+OPTIONAL = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
+TOOLS = ("safecode-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+
+
+def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
+    """The sizes of the model with the cache that was asked for.
+
+    Raises:
+        ConfigError: context_length is more than the model was made for.
+    """
+    text, longest = spec.text, spec.text.max_position_embeddings
+    length = config.context_length or min(longest, DEFAULT_CONTEXT_LENGTH)
+    if length > longest:
+        raise ConfigError(f"context_length is {length}, but the model's max_position_embeddings is {longest}")
+    return Geometry(
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        context_length=length,
+        image_seq_len=spec.image_seq_len,
+    )
+
+
+def copy_settings(folder: Path, target: Path) -> None:
+    """Copies the checkpoint's tokenizer and settings unchanged.
+
+    Raises:
+        CheckpointError: one that the runtime cannot do without is missing.
+    """
+    for name in (*REQUIRED, *OPTIONAL):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+        elif name in REQUIRED:
+            raise CheckpointError(f"{folder / name} is missing; the bundle needs it")
+
+
+def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
+    """Token ids by generation_config.json, else config.json, else its text_config.
+
+    Raises:
+        CheckpointError: no file names a token that ends an answer, or an id is not in the vocabulary.
+    """
+    config = read_json(folder / "config.json")
+    path = folder / "generation_config.json"
+    sources = [read_json(path) if path.is_file() else {}, config, config.get("text_config") or {}]
+    ends = _first(sources, "eos_token_id")
+    if ends is None:
+        raise CheckpointError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
+    ends = tuple(ends) if isinstance(ends, list) else (ends,)
+    pad = _first(sources, "pad_token_id")
+    for token in (*ends, spec.image_token_id, *(() if pad is None else (pad,))):
+        if not isinstance(token, int) or not 0 <= token < spec.text.vocab_size:
+            raise CheckpointError(
+                f"{folder}: token id {token!r} is not in the vocabulary of {spec.text.vocab_size}"
+            )
+    return SpecialTokens(image_token_id=spec.image_token_id, eos_token_ids=ends, pad_token_id=pad)
+
+
+def _first(sources: list[dict[str, Any]], key: str) -> Any:
+    return next((source[key] for source in sources if source.get(key) is not None), None)
+
+
+def bundle_files(folder: Path) -> Mapping[str, FileEntry]:
+    """Size and hash of every file in the folder, by its path in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_entry(path) for path in paths}
+
+
+def tool_versions() -> Mapping[str, str]:
+    """The versions of the packages that have a part in an export."""
+    versions = {}
+    for name in TOOLS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,199 @@
+"""Holds the exported graphs against transformers in float32, through the runtime's own session and feeds.
+
+Each probe is answered greedily by transformers; the exported graphs are then led along the same tokens, all
+probes as rows of one batch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.contract import Precision
+from safecode_trt.errors import CheckpointError
+from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.probes import Probe, make_probes
+from safecode_trt.manifest import GraphParity, Manifest, Parity
+from safecode_trt.models import ModelSpec
+from safecode_trt.runtime.feeds import FeedBuilder
+from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.prompt import PromptBuilder
+from safecode_trt.runtime.session import Session
+
+__all__ = ["Answer", "ReferenceModel", "answer_probes", "compare", "require_passed", "verify_session"]
+
+Array = NDArray[np.float32]
+REPLY_TOKENS = 24
+# A wrong graph agrees about as often as chance. Quantised weights move the near ties of small models, so these
+# limits only tell a graph that works from one that does not; the figures themselves are in the manifest.
+LEAST_TOP1: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.97, "int8": 0.95, "int4": 0.6}
+FP32_ABSOLUTE, FP32_RELATIVE = 2e-4, 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What transformers makes of a probe: image features (N, E), a greedy reply, and logits.
+
+    `logits` (led + len(reply) - 1, V) belong to the prompt's last `led` positions and to the reply's.
+    """
+
+    features: Array
+    reply: tuple[int, ...]
+    logits: Array
+
+
+class ReferenceModel(Protocol):
+    """A checkpoint in transformers, in float32; each family's file makes one with `reference_model(folder)`."""
+
+    def features(self, pixel_values: Array) -> Array:
+        """(P, 3, S, S) to image features (P, N, E)."""
+
+    def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:
+        """The greedy reply up to its end token, at most `count` tokens."""
+
+    def logits(self, probe: Probe, reply: Sequence[int]) -> Array:
+        """Logits (n + len(reply), V) of the prompt and the reply behind it."""
+
+
+def verify_session(
+    session: Session,
+    folder: Path,
+    spec: ModelSpec,
+    manifest: Manifest,
+    report: Callable[[str, int, int], None],
+) -> Parity:
+    """Compares a bundle's graphs with the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: they do not do what the checkpoint does.
+    """
+    probes = make_probes(spec, PromptBuilder(folder, spec))
+    report("comparison", 0, 2)
+    answers = answer_probes(folder, spec.model_type, probes, manifest.special_tokens.eos_token_ids)
+    report("comparison", 1, 2)
+    text = spec.text
+    table = Checkpoint(folder).mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
+    builder = FeedBuilder(text, table, manifest.geometry.context_length)
+    parity = compare(session, builder, probes, answers, manifest.precision)
+    report("comparison", 2, 2)
+    require_passed(parity, manifest.precision)
+    return parity
+
+
+def answer_probes(
+    folder: Path, model_type: str, probes: Sequence[Probe], ends: Sequence[int]
+) -> list[Answer]:
+    """What transformers answers; the model is loaded here and given up again."""
+    family = importlib.import_module(f"safecode_trt.export.families.{model_type}")
+    model: ReferenceModel = family.reference_model(folder)
+    answers = []
+    for probe in probes:
+        reply = model.greedy(probe, REPLY_TOKENS, ends)
+        logits = model.logits(probe, reply)[len(probe.token_ids) - probe.led : -1]
+        answers.append(Answer(features=model.features(probe.pixel_values)[0], reply=reply, logits=logits))
+    return answers
+
+
+def compare(
+    session: Session,
+    builder: FeedBuilder,
+    probes: Sequence[Probe],
+    answers: Sequence[Answer],
+    precision: Precision,
+) -> Parity:
+    """The parity of a session's graphs with transformers' answers.
+
+    Raises:
+        CapacityError: a probe does not fit into the cache.
+    """
+    features = session.encode(np.concatenate([probe.pixel_values for probe in probes]))
+    led = _lead(session, builder, probes, features, [answer.reply for answer in answers])
+    expected = [answer.logits for answer in answers]
+    hits = [got.argmax(-1) == want.argmax(-1) for got, want in zip(led, expected, strict=True)]
+    kept = total = 0
+    for probe, answer, logits in zip(probes, answers, led, strict=True):
+        same = logits[probe.led - 1 :].argmax(-1) == np.array(answer.reply)
+        kept += len(same) if same.all() else int(same.argmin())
+        total += len(same)
+    vision = _difference(features, np.stack([answer.features for answer in answers]))
+    decoder = _difference(np.concatenate(led), np.concatenate(expected))
+    top1, greedy = float(np.concatenate(hits).mean()), kept / total
+    passed = top1 >= LEAST_TOP1[precision] and all(
+        np.isfinite(graph.max_abs_difference) for graph in (vision, decoder)
+    )
+    if precision == "fp32":
+        passed = passed and greedy == 1.0 and _close(vision) and _close(decoder)
+    return Parity(
+        probes=len(probes),
+        vision_encoder=vision,
+        decoder=decoder,
+        top1_agreement=top1,
+        greedy_agreement=greedy,
+        passed=passed,
+    )
+
+
+def require_passed(parity: Parity, precision: Precision) -> None:
+    """Refuses an export that does not do what the checkpoint does.
+
+    Raises:
+        CheckpointError: the comparison has not passed.
+    """
+    if not parity.passed:
+        raise CheckpointError(
+            f"the exported {precision} graphs differ from transformers: top-1 agreement "
+            f"{parity.top1_agreement:.3f} (expected at least {LEAST_TOP1[precision]}), greedy agreement "
+            f"{parity.greedy_agreement:.3f}, largest difference of features "
+            f"{parity.vision_encoder.max_abs_difference:.2g} and of logits "
+            f"{parity.decoder.max_abs_difference:.2g}; try a higher precision, or --no-verify to export anyway"
+        )
+
+
+def _lead(
+    session: Session,
+    builder: FeedBuilder,
+    probes: Sequence[Probe],
+    features: Array,
+    replies: Sequence[Sequence[int]],
+) -> list[Array]:
+    """Logits of each probe's compared positions: one prefill, then the remaining tokens one by one."""
+    cache = KVCache(session.allocate(len(probes)), rows=len(probes))
+    rows, starts = [], []
+    for probe, row_features, reply in zip(probes, features, replies, strict=True):
+        embeds = builder.embed(np.append(probe.token_ids, reply[:-1]).astype(np.int64))
+        embeds[probe.image_places] = row_features
+        rows.append(embeds)
+        starts.append(len(probe.token_ids) - probe.led + 1)
+    logits: list[list[Array]] = [[] for _ in rows]
+    done = np.zeros(len(rows), np.int64)
+    counts = np.array(starts, np.int64)
+    while counts.any():
+        cache.require(len(rows), int(counts.max()))
+        parts = [row[at : at + count] for row, at, count in zip(rows, done, counts, strict=True)]
+        found = session.decode(builder.feeds(parts, counts, cache), cache.memory)
+        cache.advance(counts)
+        done += counts
+        for kept, row_logits, count in zip(logits, found, counts, strict=True):
+            if count:
+                kept.append(row_logits.copy())
+        counts = np.array([int(at < len(row)) for row, at in zip(rows, done, strict=True)], np.int64)
+    return [np.stack(kept) for kept in logits]
+
+
+def _difference(found: Array, expected: Array) -> GraphParity:
+    """The largest difference, and its share of the largest value."""
+    largest = float(np.abs(found - expected).max())
+    return GraphParity(
+        max_abs_difference=largest,
+        max_rel_difference=largest / max(float(np.abs(expected).max()), 1e-30),
+    )
+
+
+def _close(graph: GraphParity) -> bool:
+    return graph.max_abs_difference <= FP32_ABSOLUTE or graph.max_rel_difference <= FP32_RELATIVE

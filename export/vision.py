@@ -1,0 +1,94 @@
+"""The vision encoder, traced from transformers' module inside the thin wrapper of its family.
+
+Knows nothing of families; imports torch when called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from safecode_trt.contract import GraphSpec, Precision
+from safecode_trt.errors import CheckpointError
+from safecode_trt.export.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["write_vision_encoder"]
+
+# The newest opset before Attention became an operator: TensorRT 10.3 reads it, and TensorRT builds it in float32
+# too, where it has no fused kernel for Attention. On ONNX Runtime it is the faster form as well.
+OPSET = 20
+MOST_PICTURES = 1024
+
+
+def write_vision_encoder(
+    checkpoint: Checkpoint, model_type: str, graph: GraphSpec, path: Path, *, precision: Precision
+) -> None:
+    """Traces the encoder and writes it to `path`, its weights beside it to `path` + ".data".
+
+    `graph` is `contract.vision_graph`. Quantised precisions keep this graph in float32.
+
+    Raises:
+        CheckpointError: a tensor is missing or wrong, or the traced graph is not that of the contract.
+    """
+    import onnx_ir as ir
+    import torch
+
+    family = importlib.import_module(f"safecode_trt.export.families.{model_type}")
+    module: nn.Module = family.vision_encoder(checkpoint.folder, checkpoint)
+    (pixels,) = graph.inputs
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    # Two pictures: a size of one would be taken for a constant.
+    example = torch.zeros(2, *(int(size) for size in pixels.shape[1:]), dtype=dtype)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module.to(dtype),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[pixels.name],
+            output_names=[graph.outputs[0].name],
+            dynamic_shapes={pixels.name: {0: torch.export.Dim("P", min=1, max=MOST_PICTURES)}},
+            verbose=False,
+        )
+    model = cast(Any, program).model
+    _check(model, graph)
+    ir.save(model, path, external_data=path.name + ".data", alignment=4096, align_threshold=4096)
+
+
+def _check(model: Any, graph: GraphSpec) -> None:
+    """Holds the traced graph against the contract: names, sizes, and the default operator domain."""
+    values = (*model.graph.inputs, *model.graph.outputs)
+    found = [(value.name, _axes(value.shape)) for value in values]
+    wanted = [(tensor.name, _axes(tensor.shape)) for tensor in (*graph.inputs, *graph.outputs)]
+    domains = {node.domain for node in model.graph.all_nodes()} - {""}
+    if found != wanted or domains:
+        raise CheckpointError(
+            f"the vision encoder was traced to {found} with operators of {sorted(domains) or 'the default domain'}; "
+            f"expected {wanted} and the default domain; does this version of transformers fit the checkpoint?"
+        )
+
+
+def _axes(shape: Any) -> list[int | str]:
+    return [size if isinstance(size, int) else "?" for size in shape]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The tracer's remarks about optional packages and its own deprecations are not the user's business."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

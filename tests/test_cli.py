@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from safecode_trt.cli import VERBS, console, probe, program
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.runtime import Chunk, Engine
-from tests.null_bundle import write_null_bundle
+from tests.null_bundle import DEMO, write_null_bundle
 
 ROOT = Path(__file__).parents[1]
 ASK = "can i pour water on it?"
@@ -380,9 +381,66 @@ def test_no_colour_when_not_wanted(bundle: Path) -> None:
 # ---- export
 
 
+def export(output: Path, model: Path = DEMO) -> Result:
+    return call("export", "--model", model, "--output", output)
+
+
 def test_export_of_nothing(tmp_path: Path) -> None:
-    fails(call("export", "--model", tmp_path / "nowhere", "--output", tmp_path / "out"), 1, "nowhere")
+    fails(export(tmp_path / "out", tmp_path / "nowhere"), 1, "nowhere")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.json", "preprocessor_config.json", "model.safetensors", "tokenizer.json"]
+)
+def test_export_of_half_a_checkpoint(tmp_path: Path, missing: str) -> None:
+    shutil.copytree(DEMO, tmp_path / "half", ignore=shutil.ignore_patterns(missing))
+    fails(export(tmp_path / "out", tmp_path / "half"), 1, missing.split(".")[0])
+    assert os.listdir(tmp_path) == ["half"]
+
+
+def test_export_over_what_is_there(bundle: Path) -> None:
+    before = sorted(bundle.rglob("*"))
+    fails(export(bundle), 1, "exists; pass --overwrite to replace it")
+    assert sorted(bundle.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1,
+            "could not be written: No space left on device",
+        ),
+        (MemoryError(), 1, "MemoryError"),
+    ],
+)
+@pytest.mark.parametrize("step", ["decoder.write_decoder", "embeddings.write_embeddings"])
+def test_a_broken_off_export_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    code: int,
+    message: str,
+    step: str,
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(f"safecode_trt.export.{step}", broken)
+    result = export(tmp_path / "out")
+    assert result.exit_code == code and message in result.stderr and result.stdout == ""
+    assert len(result.stderr.split("\n")) <= 3 and os.listdir(tmp_path) == []
+
+
+def test_export_onto_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    fails(export(tmp_path / "out"), 1, "cannot be written: Read-only file system")
 
 
 def test_text_cannot_command_the_terminal() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import click
 if TYPE_CHECKING:  # rich takes a tenth of a second; verbs that print no table do without it
     from rich.console import Console
 
-__all__ = ["emit_json", "note", "printable", "progress", "size", "stderr", "stdout"]
+__all__ = ["Report", "emit_json", "note", "printable", "progress", "size", "stderr", "stdout"]
 
 Report = Callable[[str, int, int], None]
 PIPE_WIDTH = 120
@@ -68,6 +69,7 @@ def size(count: int) -> str:
 @contextmanager
 def progress() -> Iterator[Report]:
     """A progress bar on stderr; silent with --quiet or when stderr is no terminal."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # libraries underneath would draw their own bars into ours
     quiet: Any = click.get_current_context().find_root().obj
     if quiet or not sys.stderr.isatty():
         yield lambda step, done, total: None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,9 @@ from safecode_trt.cli.options import FOLDER, as_json
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import Parity
 from safecode_trt.records import to_dict
+
+if TYPE_CHECKING:
+    from safecode_trt.bundle import Bundle
 
 __all__ = ["command"]
 
@@ -32,10 +37,8 @@ def command(bundle: Path, against: Path | None, as_json: bool) -> None:
     opened = Bundle.open(bundle, check_hashes=True)
     parity = opened.manifest.parity
     if against:
-        from safecode_trt.export.parity import measure_parity
-
         with console.progress() as progress:
-            parity = measure_parity(against, opened, progress=progress)
+            parity = _compare(opened, against, progress)
     files = opened.manifest.files
     if as_json:
         console.emit_json({"bundle": str(bundle), "files": len(files), "parity": to_dict(parity)})
@@ -43,8 +46,23 @@ def command(bundle: Path, against: Path | None, as_json: bool) -> None:
         total = console.size(sum(file.bytes for file in files.values()))
         click.echo(f"{bundle}: {len(files)} files as they were written, {total}")
         click.echo(describe(parity))
-    if parity and not parity.passed:
-        raise BundleError(f"{bundle} does not compute what its checkpoint computes; export it again")
+
+
+def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Parity:
+    from safecode_trt.config import RuntimeConfig
+    from safecode_trt.export.checkpoint import Checkpoint
+    from safecode_trt.export.parity import verify_session
+    from safecode_trt.models import load_spec
+    from safecode_trt.runtime.backends import open_session
+
+    manifest, spec = bundle.manifest, load_spec(checkpoint)
+    if (found := Checkpoint(checkpoint).sha256()) != manifest.source_sha256:
+        raise BundleError(
+            f"{bundle.path} was made of a checkpoint with SHA-256 {manifest.source_sha256[:16]}..., "
+            f"{checkpoint} has {found[:16]}...; export it again"
+        )
+    with closing(open_session(bundle, RuntimeConfig())) as session:
+        return verify_session(session, checkpoint, spec, manifest, progress)
 
 
 def describe(parity: Parity | None) -> str:

@@ -1,0 +1,82 @@
+"""Our numpy preprocessing against transformers' PIL image processor, with and without image splitting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safecode_trt.models import load_spec
+from safecode_trt.models.idefics3 import Idefics3Spec
+from safecode_trt.runtime.image import normalise, open_picture, tile_pixels
+from tests.null_bundle import DEMO
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = [
+    (96, 96),
+    (100, 40),
+    (40, 100),
+    (8, 8),
+    (1, 1),
+    (333, 97),
+    (640, 480),
+    (480, 641),
+    (1000, 50),
+    (3000, 2000),
+]
+
+
+def drawn(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 9, width), np.linspace(0, 7, height))
+    waves = [np.sin(x * 2 + y), np.cos(y * 3 - x), np.sin(x * y / 3)]
+    return Image.fromarray((np.stack(waves, -1) * 127 + 128).astype(np.uint8)).convert(mode)
+
+
+def specs(splitting: bool, longest_edge: int) -> tuple[Idefics3Spec, object]:
+    """Our spec and transformers' processor with the same settings."""
+    spec = load_spec(DEMO)
+    assert isinstance(spec, Idefics3Spec)
+    ours = replace(spec, do_image_splitting=splitting, longest_edge=longest_edge)
+    theirs = transformers.AutoImageProcessor.from_pretrained(
+        DEMO, do_image_splitting=splitting, size={"longest_edge": longest_edge}
+    )
+    return ours, theirs
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("splitting", "edge"), [(False, 96), (False, 200), (True, 96), (True, 250), (True, 384)]
+)
+def test_pixels_and_tiles(size: tuple[int, int], splitting: bool, edge: int) -> None:
+    ours, theirs = specs(splitting, edge)
+    image = drawn(*size)
+    expected = theirs(images=[image], return_row_col_info=True, return_tensors="np")  # type: ignore[operator]
+    tiling = ours.tiling(*size)
+    assert [[tiling.rows]] == expected["rows"] and [[tiling.columns]] == expected["cols"]
+    pixels = normalise(tile_pixels(image, tiling, ours.resample), ours)
+    assert pixels.shape == expected["pixel_values"][0].shape and len(pixels) == tiling.count
+    np.testing.assert_allclose(pixels, expected["pixel_values"][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "LA"])
+def test_modes(mode: str) -> None:
+    ours, theirs = specs(False, 96)
+    image = drawn(120, 80, mode)
+    if "A" in mode:
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    expected = theirs(images=[image], return_tensors="np")["pixel_values"][0]  # type: ignore[operator]
+    picture = open_picture(image)
+    pixels = tile_pixels(picture, ours.tiling(*picture.size), ours.resample)
+    np.testing.assert_allclose(normalise(pixels, ours), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (640, 480), (300, 900)])
+def test_image_text(size: tuple[int, int]) -> None:
+    ours, _ = specs(True, 384)
+    processor = transformers.AutoProcessor.from_pretrained(DEMO)
+    tiling = ours.tiling(*size)
+    inputs = {"rows": [[tiling.rows]], "cols": [[tiling.columns]]}
+    assert ours.image_text(tiling) == processor.replace_image_token(inputs, image_idx=0)

@@ -32,7 +32,7 @@ def print_trace(tokenizer: Tokenizer, reply: Reply) -> None:
 def _print_step(step: StepTrace, chosen: int | None, word: Callable[[int], str]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"step {step.step}", title_justify="left")
+    table = Table(title=f"step {step.step + 1}", title_justify="left")
     table.add_column("token")
     for name in ("picture", "reference", "contrast", "shift", "final"):
         table.add_column(name, justify="right")

@@ -40,7 +40,7 @@ clean: ## remove what was built and cached, but not the environment
 	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(BUNDLE)/bundle.json: $(BUNDLE_SOURCES) | $(VENV)/.demo
-	$(BIN)/safecode-trt export --model models/demo --output $(BUNDLE) --precision int4 --overwrite
+	$(BIN)/safecode-trt export --model models/demo --output $(BUNDLE) --precision int4 --attention $$($(form)) --overwrite
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	@$(call install,cpu$(comma)export)
@@ -51,10 +51,12 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.demo
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"{sys.executable} is Python \
-	{v[0]}.{v[1]}; ONNX Runtime needs 3.11 or later: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"{sys.executable} is Python \
+	{v[0]}.{v[1]}; expected 3.10 or later: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
+# The last ONNX Runtime for Python 3.10 lacks the portable form's operators.
+form = $(BIN)/python -c 'import sys; print("portable" if sys.version_info >= (3, 11) else "decomposed")'
 comma := ,
 reachable = $(BIN)/python -c 'import urllib.request as r; r.urlopen("$(TORCH_INDEX)/torch/", timeout=5)' 2>/dev/null
 define install

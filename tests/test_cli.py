@@ -22,12 +22,17 @@ from PIL import Image
 import safecode_trt
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli import VERBS, console, probe, program
+from safecode_trt.contract import ATTENTION_FORMS, AttentionForm
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.runtime import Chunk, Engine
 from tests.null_bundle import DEMO, write_null_bundle
 
 ROOT = Path(__file__).parents[1]
+PROBED: dict[AttentionForm, set[str]] = {
+    "portable": {"TensorScatter", "Attention"},
+    "decomposed": {"MatMul", "Softmax"},
+}
 ASK = "can i pour water on it?"
 
 
@@ -215,7 +220,8 @@ def test_doctor_executes_the_probe() -> None:
     assert result.exit_code == 0
     checks = {check["name"]: check for check in json.loads(result.stdout)}
     assert {check["state"] for check in checks.values()} <= {"ok", "warn"}
-    assert "executed TensorScatter and Attention" in checks["onnxruntime"]["detail"]
+    assert "executed a decomposed attention" in checks["onnxruntime"]["detail"]
+    assert "executed a portable attention" in checks["opset 24"]["detail"]
     assert checks["memory"]["detail"].endswith("cores")
 
 
@@ -232,10 +238,19 @@ def test_doctor_notices_wrong_arithmetic(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.exit_code == 1 and "fail  onnxruntime" in result.stdout and "wrongly" in result.stdout
 
 
-def test_the_probe_is_a_valid_model() -> None:
-    model = onnx.load_from_string(probe.graph_bytes())
+def test_doctor_without_opset_24_still_allows_the_decomposed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph_bytes = probe.graph_bytes
+    monkeypatch.setattr(probe, "graph_bytes", lambda form: b"x" if form == "portable" else graph_bytes(form))
+    result = call("doctor")
+    assert result.exit_code == 0 and "warn  opset 24" in result.stdout
+
+
+@pytest.mark.parametrize("form", ATTENTION_FORMS)
+def test_the_probe_is_a_valid_model(form: AttentionForm) -> None:
+    model = onnx.load_from_string(probe.graph_bytes(form))
     onnx.checker.check_model(model, full_check=True)
-    assert [node.op_type for node in model.graph.node] == ["TensorScatter", "Attention"]
+    assert {node.op_type for node in model.graph.node} >= PROBED[form]
+    assert [given.name for given in model.graph.input] == list(probe.feeds(form))
 
 
 # ---- run and chat, on the backend without a model
@@ -272,7 +287,7 @@ def test_json_holds_the_whole_reply(bundle: Path, picture: Path) -> None:
 def test_trace_prints_a_table_for_each_steered_step(bundle: Path, picture: Path) -> None:
     result = run(bundle, "--image", picture, "--trace", "--mode", "safecode-paper", ASK)
     assert result.exit_code == 0, result.output
-    assert "step 0" in result.stderr and "contrast" in result.stderr and "step" not in result.stdout
+    assert "step 1" in result.stderr and "contrast" in result.stderr and "step" not in result.stdout
 
 
 @pytest.mark.parametrize("reference", ["noised", "cached"])

@@ -17,6 +17,7 @@ from safecode_trt import __version__
 from safecode_trt.cli import console
 from safecode_trt.cli.options import FOLDER, as_json
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.contract import AttentionForm
 from safecode_trt.errors import BackendError, SafeCodeError
 
 __all__ = ["Check", "command"]
@@ -47,6 +48,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
     checks = [
         Check(name="python", state="ok", detail=f"{platform.python_version()}, safecode-trt {__version__}"),
         _attempt("onnxruntime", _onnxruntime),
+        _opset_24(),
         *(_optional(module, extra) for module, extra in ABSENT_IS_FINE.items()),
         _memory(),
     ]
@@ -57,7 +59,9 @@ def command(bundle: Path | None, as_json: bool) -> None:
         console.emit_json([asdict(check) for check in checks])
     else:
         for check in checks:
-            click.echo(f"{check.state:4}  {check.name:12}  {console.printable(check.detail)}")
+            click.echo(
+                f"{check.state:4}  {check.name:12}  {console.printable(' '.join(check.detail.split()))}"
+            )
     if any(check.state == "fail" for check in checks):
         raise BackendError("this machine is not ready; see the lines marked fail")
 
@@ -74,7 +78,7 @@ def _attempt(name: str, check: Callable[[], str]) -> Check:
         return Check(name=name, state="fail", detail=f"{type(error).__name__}: {error}")
 
 
-def _onnxruntime() -> str:
+def _execute(form: AttentionForm) -> str:
     import numpy as np
     import onnxruntime
 
@@ -82,14 +86,27 @@ def _onnxruntime() -> str:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it would warn that the cache is copied, which is meant here
-    session = onnxruntime.InferenceSession(probe.graph_bytes(), options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, dict(probe.feeds()))
+    graph = probe.graph_bytes(form)
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, dict(probe.feeds(form)))
     difference = float(np.abs(found - probe.expected()).max())
     if not difference < 1e-5:
-        raise BackendError(f"onnxruntime {onnxruntime.__version__} computes a cached attention wrongly")
-    return (
-        f"{onnxruntime.__version__} executed TensorScatter and Attention, largest difference {difference:.0e}"
-    )
+        raise BackendError(f"onnxruntime {onnxruntime.__version__} computes attention wrongly")
+    return f"executed a {form} attention, largest difference {difference:.0e}"
+
+
+def _onnxruntime() -> str:
+    import onnxruntime
+
+    return f"{onnxruntime.__version__} {_execute('decomposed')}"
+
+
+def _opset_24() -> Check:
+    check = _attempt("opset 24", lambda: _execute("portable"))
+    if check.state == "ok":
+        return check
+    detail = f"only bundles exported with --attention decomposed run here; {check.detail}"
+    return Check(name=check.name, state="warn", detail=detail)
 
 
 def _optional(module: str, extra: str) -> Check:

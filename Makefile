@@ -30,7 +30,7 @@ check: $(VENV)/.dev ## lint, formatting, types
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-bench: $(VENV)/.demo $(BUNDLE)/bundle.json ## measure the demo bundle on this machine
+bench: $(VENV)/.dev $(BUNDLE)/bundle.json ## measure the demo bundle on this machine
 	$(BIN)/python tools/bench_decode.py
 
 train-demo: $(VENV)/.demo ## train models/demo again (about 45 minutes on two cores)

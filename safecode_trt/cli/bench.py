@@ -3,23 +3,92 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from safecode_trt.cli.options import FOLDER
+from safecode_trt.cli import console
+from safecode_trt.cli.options import FOLDER, as_json, engine_options
+from safecode_trt.config import RuntimeConfig
+from safecode_trt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from safecode_trt.eval.bench_report import TextTable
 
 __all__ = ["command"]
 
 
+def _counts(context: click.Context, option: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"expected whole numbers between commas, got {value!r}") from error
+
+
 @click.command("bench", short_help="Measure a bundle on this machine.")
 @click.argument("bundle", type=FOLDER)
-def command(bundle: Path) -> None:
-    """Measure BUNDLE on this machine.
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Rounds; more are steadier."
+)
+@click.option(
+    "--tokens", callback=_counts, default="16,64,128", show_default=True, help="Lengths of the replies."
+)
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the figures into FILE (.png, .svg, .pdf).")
+@engine_options
+@as_json
+def command(
+    bundle: Path,
+    repeats: int,
+    tokens: tuple[int, ...],
+    plot: Path | None,
+    runtime: RuntimeConfig,
+    as_json: bool,
+) -> None:
+    """Measure BUNDLE on this machine, best an idle one: what more rows cost, and what SafeCoDe does.
 
     \b
     Example:
       safecode-trt bench build/demo-bundle
+      safecode-trt bench build/demo-bundle --tokens 32 --plot bench.png
     """
     from safecode_trt.eval.bench import bench_bundle
+    from safecode_trt.eval.bench_report import bench_tables, facts
 
-    bench_bundle(bundle)
+    if plot:
+        # Before the measurement: it would be a pity to miss matplotlib only afterwards.
+        from safecode_trt.eval.bench_plot import plot_bench
+
+        if not plot.parent.is_dir():
+            raise ConfigError(
+                f"the folder {plot.parent} of --plot does not exist; make it, or choose another"
+            )
+    with console.progress() as progress:
+        result = bench_bundle(bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress)
+    if as_json:
+        console.emit_json(result.to_dict())
+    else:
+        output = console.stdout()
+        for line in facts(result):
+            output.print(console.printable(line), soft_wrap=True)
+        for table in bench_tables(result):
+            output.print()
+            output.print(_table(table))
+    if plot:
+        try:
+            plot_bench(result, plot)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the plot {plot} cannot be written: {error}; choose another --plot") from error
+        console.note(f"drawn into {plot}")
+
+
+def _table(table: TextTable) -> Table:
+    from rich.table import Table
+
+    shown = Table(title=table.title, title_justify="left")
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if index and table.rows[0][index][:1].isdigit() else "left")
+    for row in table.rows:
+        shown.add_row(*map(console.printable, row))
+    return shown

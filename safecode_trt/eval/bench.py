@@ -1,0 +1,268 @@
+"""The benchmark of a bundle on this machine: ratios first, because they travel between machines.
+
+Everything is measured in interleaved rounds (`timing.py`); what is run is in `workload.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safecode_trt.config import RuntimeConfig
+from safecode_trt.contract import Geometry
+from safecode_trt.errors import ConfigError
+from safecode_trt.eval.machine import Machine, this_machine
+from safecode_trt.eval.meter import PARTS
+from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved
+from safecode_trt.eval.workload import MAX_ROWS, VARIANTS, Workload
+from safecode_trt.records import to_dict
+from safecode_trt.runtime import Engine
+
+__all__ = [
+    "REQUEST",
+    "TOKENS",
+    "BenchResult",
+    "BundleFacts",
+    "Overhead",
+    "Ratio",
+    "Setup",
+    "Share",
+    "bench_bundle",
+]
+
+REQUEST = "can i pour water on it?"
+TOKENS = (16, 64, 128)
+OPENINGS = 3
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleFacts:
+    """Which bundle was measured."""
+
+    path: str
+    model_type: str
+    precision: str
+    attention: str
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What the cases were: rounds, sizes of prompts, keys that a step sees. `pictures` counts tiles."""
+
+    repeats: int
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    judge_tokens: int
+    pictures: int
+    visible_keys: int
+    cached_prefix: str = "warm: an earlier reply of the same opened engine has filled it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """How many times `base` the case `name` takes, within a round."""
+
+    name: str
+    base: str
+    times: Spread
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Milliseconds of one part of the longest reply by kind of decoding."""
+
+    part: str
+    plain: float
+    cached: float
+    noised: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """A decode step of a reply, in ms, and how much of it is not the executing library's.
+
+    `outside_ms` is `binding_ms` (within the session) and the loop: feeds, combining, sampling, text.
+    """
+
+    step: str
+    step_ms: float
+    outside_ms: float
+    binding_ms: float
+
+    @property
+    def share(self) -> float:
+        return self.outside_ms / self.step_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchResult:
+    """A finished benchmark. `milliseconds` has every case, per repetition, by name."""
+
+    machine: Machine
+    bundle: BundleFacts
+    setup: Setup
+    ratios: tuple[Ratio, ...]
+    milliseconds: dict[str, Spread]
+    shares: tuple[Share, ...]
+    overhead: tuple[Overhead, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        data: dict[str, Any] = to_dict(self)
+        for entry, overhead in zip(data["overhead"], self.overhead, strict=True):
+            entry["share"] = overhead.share
+        return data
+
+
+def bench_bundle(
+    path: str | Path,
+    *,
+    runtime: RuntimeConfig | None = None,
+    repeats: int = 9,
+    tokens: Sequence[int] = TOKENS,
+    request: str = REQUEST,
+    progress: Progress = lambda step, done, total: None,
+) -> BenchResult:
+    """Measures a bundle; `tokens` are the lengths of the replies. Every case runs once more, to warm up.
+
+    Raises:
+        ConfigError: a reply of that length does not fit into the bundle's context.
+        BundleError: the folder is no sound bundle.
+        BackendError: the backend is not installed, or failed.
+    """
+    if repeats < 1 or not tokens or min(tokens) < 1:
+        raise ConfigError(
+            f"expected 1 or more repeats and replies of 1 or more tokens, got {repeats}, {tokens}"
+        )
+    runtime = runtime or RuntimeConfig()
+    opened = _time_opening(Path(path), runtime, min(repeats, OPENINGS), progress)
+    with Engine.open(path, config=runtime) as engine:
+        work = Workload(engine, request)
+        room = engine.capacity - work.longest_prompt()
+        if max(tokens) > room:
+            raise ConfigError(
+                f"a reply of {max(tokens)} tokens does not fit: the bundle holds {engine.capacity} positions, "
+                f"{room} after the prompt; ask for fewer --tokens, or export with a larger --context-length"
+            )
+        rounds = interleaved(
+            _cases(work, tokens), repeats, report=lambda done, total: progress("measuring", done, total)
+        )
+        return _result(engine, work, runtime, repeats, tuple(tokens), rounds, opened)
+
+
+def _time_opening(path: Path, runtime: RuntimeConfig, repeats: int, progress: Progress) -> Spread:
+    def run() -> None:
+        Engine.open(path, config=runtime).close()
+
+    rounds = interleaved(
+        {"open": Case(run)}, repeats, report=lambda done, total: progress("opening", done, total)
+    )
+    return rounds.spread("open")
+
+
+def _cases(work: Workload, tokens: Sequence[int]) -> dict[str, Case]:
+    cases = {_rows("step", rows): work.steps(rows) for rows in range(1, MAX_ROWS + 1)}
+    cases |= {_rows("prefill", rows): work.prefill(rows) for rows in range(1, MAX_ROWS + 1)}
+    cases |= {_pictures(count): work.vision(count) for count in (1, 2)}
+    cases |= {_reply(variant, n): work.reply(variant, n) for n in tokens for variant in VARIANTS}
+    return cases
+
+
+def _rows(what: str, rows: int) -> str:
+    return f"{what}, {rows} row{'s' if rows > 1 else ''}"
+
+
+def _pictures(count: int) -> str:
+    return f"vision, {count} picture{'s' if count > 1 else ''}"
+
+
+def _reply(variant: str, tokens: int) -> str:
+    how = "plain" if variant == "plain" else f"SafeCoDe {variant}"
+    return f"reply of {tokens} tokens, {how}"
+
+
+def _result(
+    engine: Engine,
+    work: Workload,
+    runtime: RuntimeConfig,
+    repeats: int,
+    tokens: tuple[int, ...],
+    rounds: Rounds,
+    opened: Spread,
+) -> BenchResult:
+    manifest, prompts = engine.bundle.manifest, work.prompts
+    judge = prompts["cached"].tokens.get("judge")
+    return BenchResult(
+        machine=this_machine(runtime.threads, engine.session.name),
+        bundle=BundleFacts(
+            path=str(engine.bundle.path),
+            model_type=manifest.model_type,
+            precision=manifest.precision,
+            attention=manifest.attention,
+            geometry=manifest.geometry,
+        ),
+        setup=Setup(
+            repeats=repeats,
+            tokens=tokens,
+            prompt_tokens=len(prompts["plain"].tokens["request"]),
+            judge_tokens=0 if judge is None else len(judge),
+            pictures=prompts["plain"].tilings[0].count,
+            visible_keys=work.visible_keys,
+        ),
+        ratios=_ratios(rounds, tokens),
+        milliseconds={"open": opened.scaled(1e3)} | _milliseconds(rounds, max(tokens)),
+        shares=_shares(rounds, max(tokens)),
+        overhead=_overhead(rounds, max(tokens)),
+    )
+
+
+def _ratios(rounds: Rounds, tokens: Sequence[int]) -> tuple[Ratio, ...]:
+    pairs = [
+        (_rows(what, rows), _rows(what, 1)) for what in ("step", "prefill") for rows in range(2, MAX_ROWS + 1)
+    ]
+    pairs.append((_pictures(2), _pictures(1)))
+    pairs += [(_reply(variant, n), _reply("plain", n)) for variant in VARIANTS[1:] for n in tokens]
+    return tuple(Ratio(name=name, base=base, times=rounds.ratio(name, base)) for name, base in pairs)
+
+
+def _milliseconds(rounds: Rounds, tokens: int) -> dict[str, Spread]:
+    found = {name: rounds.spread(name) for name in rounds.seconds if "/" not in name}
+    found |= {
+        _reply(variant, tokens).replace("reply", "first token of a reply"): rounds.spread(
+            f"{_reply(variant, tokens)}/first token"
+        )
+        for variant in VARIANTS
+    }
+    return {name: spread.scaled(1e3) for name, spread in found.items()}
+
+
+def _shares(rounds: Rounds, tokens: int) -> tuple[Share, ...]:
+    """The medians of the parts, of what they leave of the whole, and of the whole."""
+    names = {part: f"/{part}" for part in (*PARTS, "rest")} | {"whole": ""}
+    return tuple(
+        Share(
+            part=part,
+            **{variant: rounds.spread(_reply(variant, tokens) + suffix).median * 1e3 for variant in VARIANTS},
+        )
+        for part, suffix in names.items()
+    )
+
+
+def _overhead(rounds: Rounds, tokens: int) -> tuple[Overhead, ...]:
+    found = []
+    for label, variant, step in (
+        ("plain, 1 row", "plain", "step"),
+        ("steered, 2 rows", "noised", "steered step"),
+        ("after steering, 1 row", "noised", "step"),
+    ):
+        name = f"{_reply(variant, tokens)}/{step}"
+        if name in rounds.seconds:
+            step_ms, outside_ms, binding_ms = (
+                rounds.spread(name + part).median * 1e3 for part in ("", " outside", " binding")
+            )
+            found.append(Overhead(step=label, step_ms=step_ms, outside_ms=outside_ms, binding_ms=binding_ms))
+    return tuple(found)

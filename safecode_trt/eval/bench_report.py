@@ -1,0 +1,104 @@
+"""A benchmark as tables of text, which the command line and the tools print each in their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from safecode_trt.eval.bench import BenchResult
+from safecode_trt.eval.machine import Machine
+from safecode_trt.eval.timing import Spread
+
+__all__ = ["TextTable", "bench_tables", "facts", "machine_line", "markdown", "milliseconds", "times"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextTable:
+    """A table of ready text; every column but the first is meant to be right-justified."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def facts(result: BenchResult) -> list[str]:
+    """What was measured, on what and how, in a few lines."""
+    bundle, setup, g = result.bundle, result.setup, result.bundle.geometry
+    pictures = "1 picture" if setup.pictures == 1 else f"{setup.pictures} tiles"
+    return [
+        machine_line(result.machine),
+        f"{bundle.path}: {bundle.model_type}, {bundle.precision}, {g.num_hidden_layers} layers, hidden "
+        f"{g.hidden_size}, vocabulary {g.vocab_size}, {g.context_length} positions, {g.image_seq_len} per picture",
+        f"{setup.repeats} interleaved rounds; a prompt of {setup.prompt_tokens} tokens with {pictures}, a judge's "
+        f"of {setup.judge_tokens}; steps see {setup.visible_keys} positions; the cached reference's prefix is "
+        f"{setup.cached_prefix}",
+    ]
+
+
+def machine_line(machine: Machine) -> str:
+    """The machine in one line."""
+    threads = machine.threads or "one per core"
+    runtime = f"ONNX Runtime {machine.onnxruntime}" if machine.onnxruntime else "no ONNX Runtime"
+    return f"{machine.cpu}, {machine.cores} cores, threads: {threads}; {machine.backend}, {runtime}; {machine.date}"
+
+
+def bench_tables(result: BenchResult) -> list[TextTable]:
+    """Ratios first."""
+    ratios = [
+        (ratio.name, ratio.base, *times(ratio.times), f"{100 * (ratio.times.median - 1):+.0f} %")
+        for ratio in result.ratios
+    ]
+    tokens = max(result.setup.tokens)
+    shares = [
+        (
+            share.part,
+            f"{share.plain:.1f}",
+            *_beside(share.cached, share.plain),
+            *_beside(share.noised, share.plain),
+        )
+        for share in result.shares
+    ]
+    overhead = [
+        (o.step, f"{o.step_ms:.2f}", f"{o.outside_ms:.3f}", f"{o.binding_ms:.3f}", f"{o.share:.1%}")
+        for o in result.overhead
+    ]
+    return [
+        _table("Ratios within a round", ("what", "against", "median", "min", "max", "more"), ratios),
+        _table(
+            f"Where a reply of {tokens} tokens spends its milliseconds",
+            ("part", "plain", "cached", "beside plain", "noised", "beside plain"),
+            shares,
+        ),
+        _table(
+            "A decode step in ms, and what of it is outside the executing library",
+            ("step", "whole", "outside", "of it binding", "outside"),
+            overhead,
+        ),
+        milliseconds("Milliseconds", result.milliseconds.items()),
+    ]
+
+
+def milliseconds(title: str, values: Iterable[tuple[str, Spread]]) -> TextTable:
+    """A table of times."""
+    rows = [(name, *(f"{v:.2f}" for v in (ms.median, ms.low, ms.high))) for name, ms in values]
+    return _table(title, ("what", "median", "min", "max"), rows)
+
+
+def times(spread: Spread) -> tuple[str, str, str]:
+    """A ratio's median, minimum and maximum."""
+    return f"{spread.median:.2f}x", f"{spread.low:.2f}", f"{spread.high:.2f}"
+
+
+def markdown(table: TextTable) -> str:
+    """The table in Markdown, with its title as a heading."""
+    rule = ["---", *["---:"] * (len(table.columns) - 1)]
+    lines = [table.columns, tuple(rule), *table.rows]
+    return f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _beside(ms: float, plain: float) -> tuple[str, str]:
+    return f"{ms:.1f}", f"{ms - plain:+.1f}"
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> TextTable:
+    return TextTable(title=title, columns=columns, rows=tuple(rows))

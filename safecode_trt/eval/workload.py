@@ -1,0 +1,133 @@
+"""What the benchmark runs on an opened engine: steps, prefills, pictures, whole replies, each as a case to time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from safecode_trt.config import SamplingParams
+from safecode_trt.errors import BackendError
+from safecode_trt.eval.meter import MeteredSession, reply_parts
+from safecode_trt.eval.timing import Case, lasting
+from safecode_trt.policy import make_policy
+from safecode_trt.policy.base import Policy
+from safecode_trt.runtime import Engine
+from safecode_trt.runtime.image import normalise, tile_pixels
+from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.request import Request, as_messages, prepare
+
+__all__ = ["MAX_ROWS", "VARIANTS", "Variant", "Workload"]
+
+Variant = Literal["plain", "cached", "noised"]
+VARIANTS: tuple[Variant, ...] = ("plain", "cached", "noised")
+MAX_ROWS = 3
+VISIBLE_KEYS = 256
+
+
+class Workload:
+    """One request about one picture, on an engine whose session it meters."""
+
+    def __init__(self, engine: Engine, request: str) -> None:
+        self.engine, self.text = engine, request
+        self.meter = MeteredSession(engine.session)
+        engine.session = self.meter
+        self.policies: dict[Variant, Policy] = {name: _policy(engine, name) for name in VARIANTS}
+        size = engine.spec.image_size
+        ramp = np.arange(size * size * 3, dtype=np.uint32).reshape(size, size, 3)
+        self.picture = Image.fromarray((ramp % 251).astype(np.uint8))
+        self.prompts = {name: self._prepared(name) for name in VARIANTS}
+        self.visible_keys = min(VISIBLE_KEYS, engine.capacity // 2)
+        self._memory = engine.session.allocate(MAX_ROWS)
+
+    def longest_prompt(self) -> int:
+        """Positions that the prompts take in the cache, whatever the variant."""
+        return max(prepared.prefill.capacity for prepared in self.prompts.values())
+
+    def steps(self, rows: int) -> Case:
+        """Decode steps in which every row sees `visible_keys` positions, the new one included."""
+        cache = self._filled(rows)
+        engine = self.engine
+
+        def run() -> None:
+            engine.session.decode(engine.builder.step(self._token(), cache), cache.memory)
+
+        return lasting(run)
+
+    def prefill(self, rows: int) -> Case:
+        """One pass over the request's prompt in every row."""
+        tokens = self.prompts["plain"].tokens["request"]
+        parts = [self.engine.builder.embed(tokens)] * rows
+        counts = np.full(rows, len(tokens), np.int64)
+
+        def run() -> None:
+            cache = KVCache(self._memory, rows=rows)
+            self.engine.session.decode(self.engine.builder.feeds(parts, counts, cache), cache.memory)
+
+        return lasting(run)
+
+    def vision(self, pictures: int) -> Case:
+        """The vision encoder on so many pictures in one call, tiles included."""
+        spec, prepared = self.engine.spec, self.prompts["plain"]
+        pixels = tile_pixels(self.picture, prepared.tilings[0], spec.resample)
+        values = normalise(np.concatenate([pixels] * pictures), spec)
+
+        def run() -> None:
+            self.engine.session.encode(values)
+
+        return lasting(run)
+
+    def reply(self, variant: Variant, tokens: int) -> Case:
+        """A whole reply of so many tokens, from the words and the picture to the text."""
+        return Case(partial(self._answer, variant, tokens))
+
+    def _answer(self, variant: Variant, tokens: int) -> dict[str, float]:
+        self.meter.calls.clear()
+        reply = self.engine.generate(
+            self.text,
+            image=self.picture,
+            policy=self.policies[variant],
+            sampling=SamplingParams(max_new_tokens=tokens, ignore_eos=True),
+        )
+        if len(reply.token_ids) != tokens:
+            raise BackendError(
+                f"a reply of {tokens} tokens ended by {reply.finish_reason} after {len(reply.token_ids)}"
+                + (f": {reply.fallback_reason}" if reply.fallback_reason else "")
+            )
+        return reply_parts(reply, self.meter.calls)
+
+    def _prepared(self, variant: Variant) -> Request:
+        return prepare(
+            as_messages(self.text, 1),
+            [self.picture],
+            plan=self.policies[variant].plan,
+            prompts=self.engine.prompts,
+            spec=self.engine.spec,
+            capacity=self.engine.capacity,
+            kept=lambda key: None,
+        )
+
+    def _filled(self, rows: int) -> KVCache:
+        """A cache of so many rows before its last visible position."""
+        past = self.visible_keys - 1
+        builder = self.engine.builder
+        cache = KVCache(self._memory, rows=rows)
+        embeds = builder.embed(np.full(past, self._token()))
+        counts = np.full(rows, past, np.int64)
+        self.engine.session.decode(builder.feeds([embeds] * rows, counts, cache), cache.memory)
+        cache.advance(counts)
+        return cache
+
+    def _token(self) -> int:
+        return int(self.prompts["plain"].tokens["request"][0])
+
+
+def _policy(engine: Engine, variant: Variant) -> Policy:
+    """The bundle's own settings, with the reference replaced."""
+    defaults = engine.bundle.manifest.safecode
+    if variant == "plain":
+        return make_policy("plain", defaults)
+    return make_policy("safecode", defaults, settings=replace(defaults.settings, reference=variant))

@@ -1,0 +1,270 @@
+"""The benchmark: the arithmetic of interleaved rounds, and every case once. Nothing here depends on how fast it is."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bare_decoder import BareDecoder, break_even, compare_with_gqa, largest_difference
+from gqa_graph import to_matmul_nbits, write_gqa_decoder
+from make_random_checkpoint import SIZES, write_checkpoint
+from safecode_trt.bundle import Bundle
+from safecode_trt.cli import program
+from safecode_trt.config import RuntimeConfig
+from safecode_trt.errors import ConfigError
+from safecode_trt.eval import timing
+from safecode_trt.eval.bench import BenchResult, bench_bundle
+from safecode_trt.eval.bench_report import bench_tables, facts, markdown
+from safecode_trt.eval.timing import Case, Spread, interleaved, lasting
+from safecode_trt.manifest import DECODER
+from tests.null_bundle import write_null_bundle
+
+NULL = RuntimeConfig(backend="null")
+VARIANTS = {"plain", "cached", "noised"}
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is run more often than it must be."""
+    monkeypatch.setattr(timing, "LONG", 0.0)
+
+
+@pytest.fixture(scope="module")
+def null_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_null_bundle(tmp_path_factory.mktemp("bench") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def int4_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    from safecode_trt.export import ExportConfig, export_bundle
+
+    folder = tmp_path_factory.mktemp("int4")
+    write_checkpoint(folder / "checkpoint", SIZES["tiny"])
+    config = ExportConfig(precision="int4", verify=False)
+    return export_bundle(folder / "checkpoint", folder / "bundle", config=config)
+
+
+# ---- interleaved rounds
+
+
+class Clock:
+    """Time that passes only when a case says so, and slower and slower."""
+
+    def __init__(self) -> None:
+        self.now, self.drift, self.log = 0.0, 1.0, ""
+
+    def __call__(self) -> float:
+        return self.now
+
+    def case(self, name: str, seconds: float, count: int = 1) -> Case:
+        def run() -> dict[str, float]:
+            self.now += seconds * self.drift
+            self.drift += 0.001
+            self.log += name
+            return {"half": seconds / 2}
+
+        return Case(run, count)
+
+
+def test_rounds_alternate_and_warm_up() -> None:
+    clock, done = Clock(), []
+    cases = {"a": clock.case("a", 1), "b": clock.case("b", 2)}
+    rounds = interleaved(cases, 3, clock=clock, report=lambda now, total: done.append((now, total)))
+    assert clock.log == "ab" + "ba" + "ab" + "ba"
+    assert {name: len(values) for name, values in rounds.seconds.items()} == dict.fromkeys(
+        ("a", "b", "a/half", "b/half"), 3
+    )
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_ratio_outlives_a_machine_that_slows_down() -> None:
+    clock = Clock()
+    rounds = interleaved({"a": clock.case("a", 1), "b": clock.case("b", 2)}, 4, clock=clock)
+    ratio = rounds.ratio("b", "a")
+    assert ratio.low <= ratio.median <= ratio.high
+    assert ratio.median == pytest.approx(2, rel=0.005)
+
+
+def test_a_case_that_counts_is_divided() -> None:
+    clock = Clock()
+    rounds = interleaved({"ten": clock.case("t", 10, count=10)}, 1, warmups=0, clock=clock)
+    assert rounds.spread("ten").median == pytest.approx(1)
+    assert rounds.spread("ten/half").median == 5
+
+
+def test_short_actions_are_repeated_until_they_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LONG", 0.1)
+    clock, calls = Clock(), []
+
+    def action() -> None:
+        clock.now += 0.01
+        calls.append(1)
+
+    case = lasting(action, clock=clock)
+    assert 9 <= case.count <= 10 and len(calls) == 2
+    case.run()
+    assert len(calls) == 2 + case.count
+
+
+def test_spread() -> None:
+    assert Spread.of((3.0, 1.0, 2.0)) == Spread(median=2.0, low=1.0, high=3.0)
+    assert Spread.of((3.0, 1.0, 2.0)).scaled(10) == Spread(median=20.0, low=10.0, high=30.0)
+
+
+# ---- a bundle
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
+    elif isinstance(value, float):
+        yield value
+
+
+def check(result: BenchResult, tokens: tuple[int, ...]) -> None:
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert set(data) == {"machine", "bundle", "setup", "ratios", "milliseconds", "shares", "overhead"}
+    assert all(map(math.isfinite, numbers(data)))
+    names = {ratio["name"] for ratio in data["ratios"]}
+    assert {
+        "step, 2 rows",
+        "step, 3 rows",
+        "prefill, 2 rows",
+        "prefill, 3 rows",
+        "vision, 2 pictures",
+    } <= names
+    for n in tokens:
+        assert {f"reply of {n} tokens, SafeCoDe {kind}" for kind in ("cached", "noised")} <= names
+    assert {"open", "step, 1 row", f"reply of {tokens[0]} tokens, plain"} <= set(data["milliseconds"])
+    assert f"first token of a reply of {max(tokens)} tokens, plain" in data["milliseconds"]
+    assert [share["part"] for share in data["shares"]][-2:] == ["rest", "whole"]
+    assert all(set(share) > VARIANTS for share in data["shares"])
+    assert all(0 <= entry["share"] <= 1 for entry in data["overhead"])
+    assert len(data["overhead"]) == 3
+    for table in bench_tables(result):
+        assert table.rows and all(len(row) == len(table.columns) for row in table.rows)
+        assert markdown(table).count("\n") == len(table.rows) + 4
+    assert str(result.setup.prompt_tokens) in " ".join(facts(result))
+
+
+def test_every_case_on_the_null_backend(null_bundle: Path) -> None:
+    steps = set()
+    result = bench_bundle(
+        null_bundle,
+        runtime=NULL,
+        repeats=2,
+        tokens=(6, 12),
+        progress=lambda step, done, total: steps.add(step),
+    )
+    check(result, (6, 12))
+    assert steps == {"opening", "measuring"}
+    assert result.setup.repeats == 2 and result.machine.backend == "null"
+
+
+def test_every_case_on_onnx_runtime(int4_bundle: Bundle) -> None:
+    result = bench_bundle(
+        int4_bundle.path, runtime=RuntimeConfig(threads=1), repeats=1, tokens=(7,), request="I"
+    )
+    check(result, (7,))
+    assert result.bundle.precision == "int4" and result.machine.onnxruntime
+
+
+def test_replies_that_do_not_fit_are_refused(null_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="--tokens"):
+        bench_bundle(null_bundle, runtime=NULL, repeats=1, tokens=(16, 4096))
+    with pytest.raises(ConfigError, match="1 or more"):
+        bench_bundle(null_bundle, runtime=NULL, repeats=1, tokens=())
+
+
+# ---- the command line
+
+
+def bench(bundle: Path, *options: str) -> Any:
+    fast = ("--backend", "null", "--repeats", "1", "--tokens", "6,8")
+    return CliRunner().invoke(program, ["bench", str(bundle), *fast, *options])
+
+
+def test_the_verb_prints_ratios_first(null_bundle: Path) -> None:
+    result = bench(null_bundle)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.index("Ratios") < result.stdout.index("Milliseconds")
+    assert "step, 2 rows" in result.stdout and "SafeCoDe cached" in result.stdout
+
+
+def test_the_verb_as_json_with_a_plot(null_bundle: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "bench.png"
+    result = bench(null_bundle, "--json", "--plot", str(plot))
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["setup"]["tokens"] == [6, 8]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--tokens", "many"], 2, "whole numbers"),
+        (["--tokens", "9999"], 2, "--context-length"),
+        (["--repeats", "0"], 2, "--repeats"),
+        (["--plot", "missing/folder/bench.png"], 2, "does not exist"),
+        (["--plot", "bench.xyz"], 2, "cannot be written"),
+    ],
+)
+def test_usage_mistakes(
+    null_bundle: Path,
+    options: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = bench(null_bundle, *options)
+    assert result.exit_code == code
+    assert words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_without_matplotlib_the_plot_says_what_to_install(null_bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        f"from safecode_trt.cli import program; program.main({['bench', str(null_bundle), '--plot', 'x.png']})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1 and "safecode-trt[eval]" in done.stderr
+
+
+# ---- the comparison with ONNX Runtime's own operators
+
+
+def test_matmul_nbits_layout() -> None:
+    codes = np.arange(-8, 8, dtype=np.int8).repeat(4).reshape(32, 2)  # K 32, N 2
+    packed, scales = to_matmul_nbits(codes, np.array([[0.5, 2.0], [1.0, 3.0]], np.float32))
+    assert packed.shape == (2, 2, 8) and scales.tolist() == [[0.5, 1.0], [2.0, 3.0]]
+    unpacked = np.stack([packed & 15, packed >> 4], axis=-1).reshape(2, 32)
+    assert (unpacked.astype(int) - 8 == codes.T).all()
+
+
+def test_the_comparison_graph_is_the_same_decoder(int4_bundle: Bundle, tmp_path: Path) -> None:
+    graph = tmp_path / "gqa.onnx"
+    write_gqa_decoder(int4_bundle, graph)
+    decoders = [BareDecoder(path, int4_bundle, 1) for path in (int4_bundle.file(DECODER), graph)]
+    difference, same = largest_difference(decoders[0], decoders[1], int4_bundle, 20, steps=4)
+    assert difference < 1e-3 and same
+    comparison = compare_with_gqa(int4_bundle, graph, threads=1, repeats=1)
+    assert comparison.capacity == int4_bundle.manifest.geometry.context_length and comparison.speed.median > 0
+
+
+def test_break_even_has_every_width(int4_bundle: Bundle) -> None:
+    even = break_even(int4_bundle, threads=1, repeats=1)
+    assert list(even.pass_ms) == [1, 2, 4, 8, 16, 32, 64, 128] and math.isfinite(even.tokens)

@@ -1,0 +1,204 @@
+"""A decoder graph run bare, with everything bound once: what the hardware and ONNX Runtime allow.
+
+Compares the portable graph with the one of gqa_graph.py, and says how many tokens in a wider pass cost as much as
+one more pass. Knows nothing of the product's loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.bundle import Bundle
+from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved, lasting
+from safecode_trt.manifest import DECODER
+from safecode_trt.models import load_spec
+from safecode_trt.runtime.backends.ort import open_graph
+from safecode_trt.runtime.feeds import MASKED
+from safecode_trt.runtime.rope import rope_tables
+
+__all__ = [
+    "BreakEven",
+    "Comparison",
+    "break_even",
+    "compare_with_gqa",
+    "largest_difference",
+    "portable_feeds",
+]
+
+Feeds = Mapping[str, NDArray[Any]]
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+PAST = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The portable graph against GroupQueryAttention + MatMulNBits, one row, one new token.
+
+    `speed` is how fast the portable one is, in the other's speed; `difference` is between their logits after a
+    prefill and some steps, over the largest logit.
+    """
+
+    visible_keys: int
+    capacity: int
+    speed: Spread
+    portable_ms: Spread
+    gqa_ms: Spread
+    difference: float
+    same_top1: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakEven:
+    """Milliseconds of a pass by its number of tokens, each in its fastest round, and the line through them.
+
+    `tokens` is how many more tokens in a pass cost as much as one more pass.
+    """
+
+    pass_ms: Mapping[int, float]
+    fixed_ms: float
+    per_token_ms: float
+    tokens: float
+
+
+def portable_feeds(bundle: Bundle, embeds: NDArray[np.float32], past: int) -> dict[str, NDArray[Any]]:
+    """Inputs of the portable decoder for new tokens (1, T, E) behind `past` positions."""
+    g, new = bundle.manifest.geometry, embeds.shape[1]
+    cos, sin = rope_tables(load_spec(bundle.path).text, g.context_length)
+    positions = np.arange(past, past + new)
+    visible = np.arange(past + new) <= positions[:, None]
+    return {
+        "inputs_embeds": embeds,
+        "rope_cos": cos[positions][None],
+        "rope_sin": sin[positions][None],
+        "write_indices": np.array([past], np.int64),
+        "attention_bias": np.where(visible, np.float32(0), MASKED)[None, None],
+        "logit_positions": np.array([[new - 1]], np.int64),
+    }
+
+
+def gqa_feeds(embeds: NDArray[np.float32], past: int) -> dict[str, NDArray[Any]]:
+    """Inputs of the comparison graph for the same pass."""
+    visible = past + embeds.shape[1]
+    return {
+        "inputs_embeds": embeds,
+        "seqlens_k": np.array([visible - 1], np.int32),
+        "total_sequence_length": np.array(visible, np.int32),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """An IO binding with the memory that it points to."""
+
+    io: Any
+    feeds: Feeds
+    logits: NDArray[np.float32]
+
+
+class BareDecoder:
+    """A graph with a cache of one row, past and present in the same memory."""
+
+    def __init__(self, graph: Path, bundle: Bundle, threads: int) -> None:
+        g = self._geometry = bundle.manifest.geometry
+        self._session = open_graph(graph, threads=threads)
+        shape = (2 * g.num_hidden_layers, 1, g.num_key_value_heads, g.context_length, g.head_dim)
+        self._cache = np.zeros(shape, np.float32)
+
+    def run(self, feeds: Feeds) -> NDArray[np.float32]:
+        """One pass; logits (1, V)."""
+        bound = self._bind(feeds)
+        self._session.run_with_iobinding(bound.io)
+        return bound.logits
+
+    def repeated(self, feeds: Feeds) -> Case:
+        """The same pass over and over, bound once."""
+        bound = self._bind(feeds)
+        return lasting(lambda: self._session.run_with_iobinding(bound.io))
+
+    def _bind(self, feeds: Feeds) -> Bound:
+        logits = np.empty((1, self._geometry.vocab_size), np.float32)
+        fixed = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        bound = Bound(self._session.io_binding(), fixed, logits)
+        for name, value in fixed.items():
+            bound.io.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        for slab, data in enumerate(self._cache):
+            layer, part = slab // 2, ("key", "value")[slab % 2]
+            for bind, name in ((bound.io.bind_input, "past_key_values"), (bound.io.bind_output, "present")):
+                bind(f"{name}.{layer}.{part}", "cpu", 0, data.dtype, data.shape, data.ctypes.data)
+        bound.io.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        return bound
+
+
+def compare_with_gqa(bundle: Bundle, graph: Path, *, threads: int, repeats: int) -> Comparison:
+    """Steps of the bundle's decoder against those of `graph`, which write_gqa_decoder has written."""
+    g = bundle.manifest.geometry
+    visible = min(256, g.context_length // 2)
+    portable, gqa = (BareDecoder(path, bundle, threads) for path in (bundle.file(DECODER), graph))
+    difference, same = largest_difference(portable, gqa, bundle, visible - 1)
+    step = _embeds(bundle, 1)
+    rounds = interleaved(
+        {
+            "portable": portable.repeated(portable_feeds(bundle, step, visible - 1)),
+            "gqa": gqa.repeated(gqa_feeds(step, visible - 1)),
+        },
+        repeats,
+    )
+    return Comparison(
+        visible_keys=visible,
+        capacity=g.context_length,
+        speed=rounds.ratio("gqa", "portable"),
+        portable_ms=_ms(rounds, "portable"),
+        gqa_ms=_ms(rounds, "gqa"),
+        difference=difference,
+        same_top1=same,
+    )
+
+
+def largest_difference(
+    portable: BareDecoder, gqa: BareDecoder, bundle: Bundle, prompt: int, steps: int = 2
+) -> tuple[float, bool]:
+    """How far their logits are apart after a prompt and after each step, over the largest; and the top-1's."""
+    worst, same, past = 0.0, True, 0
+    for new in [prompt, *[1] * steps]:
+        embeds = _embeds(bundle, new, seed=past)
+        ours, theirs = portable.run(portable_feeds(bundle, embeds, past)), gqa.run(gqa_feeds(embeds, past))
+        worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+        same = same and int(ours.argmax()) == int(theirs.argmax())
+        past += new
+    return worst, same
+
+
+def break_even(bundle: Bundle, *, threads: int, repeats: int) -> BreakEven:
+    """Times passes of one row with more and more tokens."""
+    decoder = BareDecoder(bundle.file(DECODER), bundle, threads)
+    widths = [width for width in WIDTHS if PAST + width <= bundle.manifest.geometry.context_length]
+    cases = {}
+    for width in widths:
+        feeds = portable_feeds(bundle, _embeds(bundle, width), PAST)
+        cases[str(width)] = decoder.repeated(feeds)
+    rounds = interleaved(cases, repeats)
+    milliseconds = [rounds.spread(str(width)).low * 1e3 for width in widths]
+    per_token, fixed = np.polyfit(widths, milliseconds, 1)
+    return BreakEven(
+        pass_ms=dict(zip(widths, milliseconds, strict=True)),
+        fixed_ms=float(fixed),
+        per_token_ms=float(per_token),
+        tokens=float(fixed / per_token),
+    )
+
+
+def _embeds(bundle: Bundle, new: int, seed: int = 0) -> NDArray[np.float32]:
+    draw = np.random.Generator(np.random.PCG64(seed))
+    return draw.standard_normal(
+        (1, new, bundle.manifest.geometry.hidden_size), dtype=np.float32
+    ) * np.float32(0.5)
+
+
+def _ms(rounds: Rounds, name: str) -> Spread:
+    return rounds.spread(name).scaled(1e3)

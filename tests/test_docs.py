@@ -24,7 +24,7 @@ every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: pat
 def test_the_map_is_fresh() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    command = [sys.executable, ROOT / "tools" / "file_map.py", "--check"]
+    command = [sys.executable, str(ROOT / "tools" / "file_map.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -155,7 +155,7 @@ def test_an_entry_that_is_none(tmp_path: Path, entry: object) -> None:
 
 @given(data=st.binary(max_size=200))
 def test_garbage_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.mktemp("garbage") / "x"
+    path = tmp_path_factory.getbasetemp() / "garbage"
     path.write_bytes(data)
     with contextlib.suppress(CheckpointError):
         map_tensors(path)
@@ -163,6 +163,6 @@ def test_garbage_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, da
 
 @given(header=st.dictionaries(st.text(), st.recursive(st.none() | st.integers() | st.text(), st.lists)))
 def test_any_header_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, header: object) -> None:
-    path = write(tmp_path_factory.mktemp("headers") / "x", header, b"\0" * 16)
+    path = write(tmp_path_factory.getbasetemp() / "header", header, b"\0" * 16)
     with contextlib.suppress(CheckpointError):
         map_tensors(path)

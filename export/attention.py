@@ -38,10 +38,6 @@ class LayerForm(ABC):
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         """Attention (C, Hq, T, D) of the queries to the first K positions of the cache."""
 
-    @abstractmethod
-    def swish(self, x: ir.Value, path: str) -> ir.Value:
-        """x times its sigmoid."""
-
 
 def layer_form(form: AttentionForm, builder: GraphBuilder, geometry: Geometry, dtype: str) -> LayerForm:
     """The form of that name, ready to be used on the builder's graph."""
@@ -51,7 +47,7 @@ def layer_form(form: AttentionForm, builder: GraphBuilder, geometry: Geometry, d
 
 
 class PortableForm(LayerForm):
-    """Opset 24: RMSNormalization, RotaryEmbedding, TensorScatter, Attention, Swish."""
+    """Opset 24: RMSNormalization, RotaryEmbedding, TensorScatter, Attention."""
 
     opset = 24
 
@@ -76,9 +72,6 @@ class PortableForm(LayerForm):
         key, value = (_first(b, x, self._visible, f"{path}/{n}") for n, x in (("key", key), ("value", value)))
         # One output and an explicit mask: TensorRT takes no more, and reads `is_causal` differently.
         return b.op("Attention", [query, key, value, b.inputs["attention_bias"]], path)
-
-    def swish(self, x: ir.Value, path: str) -> ir.Value:
-        return self._builder.op("Swish", [x], path)
 
 
 class DecomposedForm(LayerForm):
@@ -161,10 +154,6 @@ class DecomposedForm(LayerForm):
         mixed = b.op("MatMul", [weights, value], f"{path}/mix")
         heads = b.constant("/shape/0,Hq,-1,D", [0, g.num_attention_heads, -1, g.head_dim])
         return b.op("Reshape", [mixed, heads], f"{path}/mix")
-
-    def swish(self, x: ir.Value, path: str) -> ir.Value:
-        b = self._builder
-        return b.op("Mul", [x, b.op("Sigmoid", [x], path)], f"{path}/swish")
 
 
 def _first(b: GraphBuilder, cache: ir.Value, count: ir.Value, path: str) -> ir.Value:

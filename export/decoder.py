@@ -123,7 +123,9 @@ class _Decoder:
         parts = [(f"{layer}mlp.{name}.weight", text.intermediate_size) for name in ("gate_proj", "up_proj")]
         both = self.linear(normed, parts, text.hidden_size, f"{path}/gate_up_proj")
         gate, up = b.split("Split", [both], f"{path}/gate_up", 2, axis=-1, num_outputs=2)
-        gated = b.op("Mul", [self.form.swish(gate, f"{path}/gate"), up], f"{path}/gated")
+        # Not Swish: ONNX Runtime fuses these two into one kernel, and takes Swish apart into five nodes.
+        gate = b.op("Mul", [gate, b.op("Sigmoid", [gate], f"{path}/gate")], f"{path}/gate")
+        gated = b.op("Mul", [gate, up], f"{path}/gated")
         down_proj = [(f"{layer}mlp.down_proj.weight", text.hidden_size)]
         out = self.linear(gated, down_proj, text.intermediate_size, f"{path}/down_proj")
         return b.op("Add", [x, out], f"{path}/residual")

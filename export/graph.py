@@ -109,7 +109,7 @@ class GraphBuilder:
         array = data if isinstance(data, np.ndarray) else np.array(data, dtype=np.int64)
         known = self._constants.setdefault(name, array)
         if known is array:
-            return self._add(ir.tensor(array, name=name))
+            return self._add(ir.Tensor(array, name=name))
         if known.dtype != array.dtype or not np.array_equal(known, array):
             raise ValueError(f"constant {name} is {known}, and cannot be {array} too")
         return self._initializers[name]
@@ -121,11 +121,9 @@ class GraphBuilder:
         tensor_type = dtype if dtype is not None else ir.DataType.from_numpy(data.dtype)
         return self._add(self._weights.append(name, data, tensor_type, shape or data.shape))
 
-    def _add(self, tensor: ir.TensorProtocol) -> ir.Value:
+    def _add(self, tensor: ir.Tensor | ir.ExternalTensor) -> ir.Value:
         name = str(tensor.name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
-        )
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         self._initializers[name] = value
         return value
 

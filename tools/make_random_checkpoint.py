@@ -69,7 +69,7 @@ class RandomModel:
     patch_size: int
     scale_factor: int
     tie_word_embeddings: bool = True
-    spread: float = 0.15
+    spread: float = 0.08
 
 
 SIZES = {

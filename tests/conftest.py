@@ -1,0 +1,31 @@
+"""Fixtures that are dear to make and that several test files share: a random checkpoint and its bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from make_random_checkpoint import SIZES, write_checkpoint
+from safecode_trt.bundle import Bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Idefics3 checkpoint of a few ten thousand weights."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_checkpoint(folder, SIZES["tiny"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Iterator[Bundle]:
+    """Its bundle in fp32, compared with transformers while it was made."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx_ir")
+    from safecode_trt.export import ExportConfig, export_bundle
+
+    yield export_bundle(
+        tiny_checkpoint, tiny_checkpoint.with_name("bundle"), config=ExportConfig(precision="fp32")
+    )

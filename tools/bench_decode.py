@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -23,14 +24,15 @@ from make_random_checkpoint import SIZES, write_checkpoint
 from process_figures import ProcessFigures, process_figures
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.eval.bench import REQUEST, TOKENS, BenchResult, bench_bundle
+from safecode_trt.eval.bench import REQUEST, TOKENS, bench_bundle
 from safecode_trt.eval.bench_plot import plot_bench
 from safecode_trt.eval.bench_report import TextTable, bench_tables, facts, markdown, milliseconds, times
+from safecode_trt.eval.bench_result import BenchResult
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.records import to_dict
 from safecode_trt.runtime.prefill import MIN_SHARED
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(os.path.relpath(Path(__file__).parents[1]))  # no machine's own paths in the reports
 BUILD = ROOT / "build"
 PICTURE = ROOT / "examples" / "socket.png"
 CONTEXT = 1024
@@ -60,7 +62,7 @@ def random_bundle(size: str, folder: Path) -> Path:
     bundle, checkpoint = folder / f"random-{size}-int4", folder / f"random-{size}"
     if (bundle / BUNDLE_JSON).is_file():
         return bundle
-    print(f"making {bundle}; later runs keep it", file=sys.stderr)
+    print(f"making {bundle}; later runs use it again, until the folder is removed", file=sys.stderr)
     write_checkpoint(checkpoint, SIZES[size])
     (checkpoint / "safecode.json").write_text(json.dumps(RANDOM_SAFECODE), encoding="utf-8")
     capacity = min(CONTEXT, SIZES[size].max_position_embeddings)
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, action="append", help="measure this bundle; repeatable")
     parser.add_argument("--checkpoint-size", choices=sorted(SIZES), help="measure a random checkpoint too")
     parser.add_argument("--threads", type=int, default=0, help="0 (default) takes all cores")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds (default 9)")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds (default 7)")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), help="lengths of the replies")
     parser.add_argument("--output-dir", type=Path, default=BUILD / "bench")
     arguments = parser.parse_args()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from safecode_trt.eval.bench import BenchResult
+from safecode_trt.eval.bench_result import BenchResult
 from safecode_trt.eval.machine import Machine
 from safecode_trt.eval.timing import Spread
 

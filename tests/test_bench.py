@@ -16,7 +16,6 @@ from click.testing import CliRunner
 
 from bare_decoder import BareDecoder, break_even, compare_with_gqa, largest_difference
 from gqa_graph import to_matmul_nbits, write_gqa_decoder
-from make_random_checkpoint import SIZES, write_checkpoint
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli import program
 from safecode_trt.config import RuntimeConfig
@@ -45,13 +44,12 @@ def null_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def int4_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def int4_bundle(tiny_checkpoint: Path) -> Bundle:
+    pytest.importorskip("torch")
     from safecode_trt.export import ExportConfig, export_bundle
 
-    folder = tmp_path_factory.mktemp("int4")
-    write_checkpoint(folder / "checkpoint", SIZES["tiny"])
     config = ExportConfig(precision="int4", verify=False)
-    return export_bundle(folder / "checkpoint", folder / "bundle", config=config)
+    return export_bundle(tiny_checkpoint, tiny_checkpoint.with_name("bench-int4"), config=config)
 
 
 # ---- interleaved rounds

@@ -130,10 +130,14 @@ def _own_tables(measured: Measured) -> Iterator[TextTable]:
             f"Milliseconds of one step, 1 row, {seen}", [("portable", c.portable_ms), ("theirs", c.gqa_ms)]
         )
     even = measured.break_even
+    halves = {width: 2 * even.pass_ms[width // 2] for width in even.pass_ms if width // 2 in even.pass_ms}
     yield TextTable(
-        title="A wider pass against one more pass",
-        columns=("tokens in the pass", *map(str, even.pass_ms)),
-        rows=(("ms", *(f"{ms:.2f}" for ms in even.pass_ms.values())),),
+        title="A wider pass against one more pass, in ms",
+        columns=("tokens", *map(str, even.pass_ms)),
+        rows=(
+            ("in one pass", *(f"{ms:.2f}" for ms in even.pass_ms.values())),
+            ("in two of half the width", *(f"{halves[w]:.2f}" if w in halves else "" for w in even.pass_ms)),
+        ),
     )
     yield TextTable(
         title="Break-even",

@@ -121,7 +121,7 @@ class GraphBuilder:
         tensor_type = dtype if dtype is not None else ir.DataType.from_numpy(data.dtype)
         return self._add(self._weights.append(name, data, tensor_type, shape or data.shape))
 
-    def _add(self, tensor: ir.Tensor | ir.ExternalTensor) -> ir.Value:
+    def _add(self, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
         name = str(tensor.name)
         value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
         self._initializers[name] = value

@@ -19,6 +19,8 @@ from safecode_trt.export.quantize import Bits, pack_int4, quantize
 __all__ = ["LinearWriter", "Part"]
 
 Part = tuple[str, int]  # name in the checkpoint, number of outputs
+# Blocks along the inputs in both: ONNX Runtime then runs either as MatMulNBits. int4 means the head too: with the
+# best of a few scales it is as near to float32 as an 8-bit head was without, and a step reads 10 % less.
 BITS: dict[Precision, Bits] = {"int8": 8, "int4": 4}
 
 

@@ -5,17 +5,14 @@ Knows nothing of families; imports torch when called.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from safecode_trt.contract import GraphSpec, Precision
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +44,7 @@ def write_vision_encoder(
     dtype = torch.float16 if precision == "fp16" else torch.float32
     # Two pictures: a size of one would be taken for a constant.
     example = torch.zeros(2, *(int(size) for size in pixels.shape[1:]), dtype=dtype)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         program = torch.onnx.export(
             module.to(dtype),
             (example,),
@@ -78,17 +75,3 @@ def _check(model: Any, graph: GraphSpec) -> None:
 
 def _axes(shape: Any) -> list[int | str]:
     return [size if isinstance(size, int) else "?" for size in shape]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The tracer's remarks about optional packages and its own deprecations are not the user's business."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

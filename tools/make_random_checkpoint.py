@@ -26,16 +26,17 @@ SPECIALS = (
     "<global-img>",
     "<image>",
 )
+# A space in front comes first: the merges of "Sorry" would otherwise leave the space of " Sorry" alone.
 WORDS = (
     "\u0120safe",
     "\u0120unsafe",
     "\u0120Yes",
     "\u0120No",
-    "Sorry",
     "\u0120Sorry",
-    "I",
     "\u0120I",
     "\u0120cannot",
+    "Sorry",
+    "I",
 )
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"

@@ -15,6 +15,7 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector, Id
 
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.probes import Probe
+from safecode_trt.export.quiet import quiet
 
 __all__ = ["Reference", "VisionEncoder", "reference_model", "vision_encoder"]
 
@@ -75,13 +76,18 @@ class Reference:
     """The whole checkpoint in float32; see `parity.ReferenceModel`."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        with quiet():
+            model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        self._model = model.eval()
 
     @torch.no_grad()
     def features(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        # All pictures as those of one sample, whose features come as one list.
         found = self._model.get_image_features(torch.from_numpy(pixel_values)[None], return_dict=True)
-        features: NDArray[np.float32] = torch.stack(list(found.pooler_output)).numpy()
-        return features
+        (features,) = found.pooler_output
+        count, width = len(pixel_values), features.shape[-1]
+        split: NDArray[np.float32] = features.reshape(count, -1, width).numpy()
+        return split
 
     @torch.no_grad()
     def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,60 @@
+"""`optimum-cli export safecode-trt`: our export as a sub-command of Optimum's command line.
+
+Optimum finds this file by its folder; such folders must not have an __init__.py. Every `optimum-cli` call imports
+it, so whatever is heavy is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+from safecode_trt.contract import ATTENTION_FORMS, PRECISIONS
+
+__all__ = ["REGISTER_COMMANDS", "SafeCodeExportCommand"]
+
+
+class SafeCodeExportCommand(BaseOptimumCLICommand):
+    """Makes a SafeCoDe-TRT bundle of a checkpoint folder."""
+
+    COMMAND = CommandInfo(name="safecode-trt", help="Make a SafeCoDe-TRT bundle of a checkpoint folder.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser) -> None:
+        """The options of `safecode-trt export`, with the same defaults."""
+        parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a checkpoint.")
+        parser.add_argument("-o", "--output", type=Path, required=True, help="Folder of the new bundle.")
+        parser.add_argument("--precision", choices=PRECISIONS, default="int4")
+        parser.add_argument("--context-length", type=int, help="Capacity of the key/value cache in tokens.")
+        parser.add_argument("--attention", choices=ATTENTION_FORMS, default="portable")
+        parser.add_argument(
+            "--no-verify", dest="verify", action="store_false", help="Do not compare with transformers."
+        )
+        parser.add_argument("--overwrite", action="store_true", help="Replace a bundle at --output.")
+
+    def run(self) -> None:
+        """Exports; a failure is one line on stderr and exit code 1."""
+        from safecode_trt.errors import SafeCodeError
+        from safecode_trt.export import ExportConfig, export_bundle
+
+        arguments: Any = self.args
+        try:
+            config = ExportConfig(
+                precision=arguments.precision,
+                context_length=arguments.context_length,
+                attention=arguments.attention,
+                verify=arguments.verify,
+                overwrite=arguments.overwrite,
+            )
+            bundle = export_bundle(arguments.model, arguments.output, config=config)
+        except SafeCodeError as error:
+            sys.exit(f"error: {error}")
+        sys.stdout.write(f"{bundle.path}\n")
+
+
+REGISTER_COMMANDS = [(SafeCodeExportCommand, ExportCommand)]

@@ -22,6 +22,7 @@ from PIL import Image
 import safecode_trt
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli import VERBS, console, probe, program
+from safecode_trt.config import MODES
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import BUNDLE_JSON
@@ -391,6 +392,34 @@ def test_no_colour_when_not_wanted(bundle: Path) -> None:
     process = start("inspect", bundle)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "\x1b" not in output
+
+
+# ---- with a model
+
+
+def test_run_on_onnx_runtime(tiny_bundle: Bundle, picture: Path) -> None:
+    for mode in MODES:
+        result = call(
+            "run", tiny_bundle.path, "--image", picture, "--mode", mode, "--max-new-tokens", 4, "--json", ASK
+        )
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.stdout)
+        assert answer["mode"] == mode and answer["finish_reason"] in ("stop", "length")
+
+
+def test_doctor_asks_the_bundle_for_a_token(tiny_bundle: Bundle) -> None:
+    result = call("doctor", tiny_bundle.path)
+    assert result.exit_code == 0 and "answered one token" in result.stdout
+
+
+def test_verify_against_the_checkpoint(tiny_bundle: Bundle, tiny_checkpoint: Path) -> None:
+    result = call("verify", tiny_bundle.path, "--against", tiny_checkpoint)
+    assert result.exit_code == 0, result.output
+    assert "greedy tokens 100.0%" in result.stdout
+
+
+def test_verify_against_another_checkpoint(tiny_bundle: Bundle) -> None:
+    fails(call("verify", tiny_bundle.path, "--against", DEMO), 1, "was made of a checkpoint with SHA-256")
 
 
 # ---- export

@@ -174,7 +174,7 @@ def _lead(
     done = np.zeros(len(rows), np.int64)
     counts = np.array(starts, np.int64)
     while counts.any():
-        cache.require(len(rows), int(counts.max()))
+        cache.require(int(counts.max()))
         parts = [row[at : at + count] for row, at, count in zip(rows, done, counts, strict=True)]
         found = session.decode(builder.feeds(parts, counts, cache), cache.memory)
         cache.advance(counts)

@@ -63,7 +63,7 @@ def decode(
         yield Token(token_id=token_id, steered=step < steering.steps, verdict=steering.verdict, trace=trace)
         step += 1
         cache.keep(plan.rows("steered") if step < steering.steps else 1)
-        cache.require(cache.rows, 1)
+        cache.require(1)
         logits = session.decode(builder.step(token_id, cache), cache.memory)
         cache.advance(np.ones(cache.rows, np.int64))
 

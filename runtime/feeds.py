@@ -32,15 +32,20 @@ class FeedBuilder:
         return self._table.rows(token_ids)
 
     def feeds(
-        self, rows: Sequence[NDArray[np.float32]], counts: NDArray[np.int64], cache: KVCache
+        self,
+        rows: Sequence[NDArray[np.float32]],
+        counts: NDArray[np.int64],
+        cache: KVCache,
+        *,
+        first_row: int = 0,
     ) -> DecoderFeeds:
-        """One pass that writes `rows[c]` (counts[c], E) behind what row c holds.
+        """One pass that writes `rows[c]` (counts[c], E) behind what row first_row + c holds.
 
         Rows shorter than the longest are padded; padding is written behind the row, where no query of the
         row looks before it is overwritten. Each row's logits are those of its last real position.
         """
         new = max(int(counts.max()), 1)
-        starts = cache.lengths[: len(rows)].copy()
+        starts = cache.lengths[first_row : first_row + len(rows)].copy()
         embeds = np.zeros((len(rows), new, self._table.shape[1]), np.float32)
         for target, row in zip(embeds, rows, strict=True):
             target[: len(row)] = row

@@ -27,21 +27,22 @@ class KVCache:
         """Positions a row can hold."""
         return self.memory.capacity
 
-    def require(self, rows: int, new: int) -> None:
-        """Checks that `new` tokens can be written behind each of the first `rows` rows.
+    def require(self, new: int, *, first_row: int = 0, rows: int | None = None) -> None:
+        """Checks that `new` tokens can be written behind each of `rows` rows, by default all that are carried.
 
         Raises:
             CapacityError: a row has not that much room.
         """
-        longest = int(self.lengths[:rows].max())
+        last_row = self.rows if rows is None else first_row + rows
+        longest = int(self.lengths[first_row:last_row].max())
         if longest + new > self.capacity:
             raise CapacityError(
                 f"the key/value cache holds {self.capacity} positions: {longest} are filled, {new} more are needed"
             )
 
-    def advance(self, counts: NDArray[np.int64]) -> None:
-        """Counts `counts[c]` new positions of each leading row as filled."""
-        self.lengths[: len(counts)] += counts
+    def advance(self, counts: NDArray[np.int64], *, first_row: int = 0) -> None:
+        """Counts `counts[c]` new positions of the rows from `first_row` on as filled."""
+        self.lengths[first_row : first_row + len(counts)] += counts
 
     def fork(self, source: int, target: int, length: int) -> None:
         """Makes the first `length` positions of row `source` those of row `target`."""

@@ -1,13 +1,14 @@
 """Fills the cache with every row's prompt, computing what rows share once.
 
-`plan_prefill` is the schedule, pure arithmetic on token keys; `run_prefill` carries it out. The rows' last tokens
-all fall into the last pass, so that the first logits of all contexts come out of one batch.
+`plan_prefill` is the schedule, pure arithmetic on token keys; `run_prefill` carries it out. A pass covers
+neighbouring rows; where their lengths differ much, several passes beat the padding of one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,10 @@ from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.session import Session
 
-__all__ = ["Fork", "Phase", "PrefillPlan", "RowPrompt", "plan_prefill", "run_prefill"]
+__all__ = ["Fork", "Pass", "Phase", "PrefillPlan", "RowPrompt", "plan_prefill", "run_prefill"]
 
-# A pass reads all weights once, which costs about as much as computing this many more tokens in a wider pass
-# (tools/bench_decode.py prints the break-even).
-MIN_SHARED = 8
+# What a pass costs by itself, in tokens: it reads all weights once (tools/bench_decode.py prints the break-even).
+PASS_COST = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,70 +47,75 @@ class Fork:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
-    """One decoder pass over the first len(counts) rows: row c goes from starts[c] on by counts[c] tokens."""
+class Pass:
+    """One decoder pass: row first_row + c goes from starts[c] on by counts[c] tokens."""
 
+    first_row: int
     starts: tuple[int, ...]
     counts: tuple[int, ...]
-    forks: tuple[Fork, ...] = ()
 
     @property
     def end(self) -> int:
         """The cache positions that the pass touches, padding included."""
         return max(self.starts) + max(self.counts)
 
+    @property
+    def cost(self) -> int:
+        """In tokens, padding included."""
+        return PASS_COST + len(self.counts) * max(self.counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """Passes over different rows, and the forks that they make possible."""
+
+    passes: tuple[Pass, ...]
+    forks: tuple[Fork, ...] = ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillPlan:
-    """The passes of a prefill and the cache capacity they need."""
+    """The phases of a prefill; every row's last token is in the last one."""
 
     phases: tuple[Phase, ...]
 
     @property
+    def passes(self) -> tuple[Pass, ...]:
+        return tuple(step for phase in self.phases for step in phase.passes)
+
+    @property
     def capacity(self) -> int:
-        return max(phase.end for phase in self.phases)
+        """The cache positions that it needs."""
+        return max(step.end for step in self.passes)
 
 
 def plan_prefill(
-    keys: Sequence[NDArray[np.int64]], done: Sequence[int], *, min_shared: int = MIN_SHARED
+    keys: Sequence[NDArray[np.int64]], done: Sequence[int], *, min_shared: int = 2 * PASS_COST
 ) -> PrefillPlan:
-    """The passes for rows with these keys, of which the first done[c] positions are in the cache already."""
+    """The passes for rows with these keys, of which the first done[c] positions are in the cache already.
+
+    A prefix of at least `min_shared` positions that a row shares with an earlier one is forked from it.
+    """
     filled = list(done)
-    parents: dict[int, Fork] = {}
+    forks: dict[int, Fork] = {}
     for row in range(1, len(keys)):
         length, source = max((_forkable(keys[other], keys[row]), -other) for other in range(row))
         if length >= min_shared and length > filled[row]:
-            parents[row] = Fork(-source, row, length)
+            forks[row] = Fork(-source, row, length)
     phases = []
-    for stop in sorted({fork.length for fork in parents.values()}):
-        counts = _advance([len(row) for row in keys], filled, stop, parents)
-        forks = tuple(fork for fork in parents.values() if fork.length == stop)
-        phases.append(_phase(filled, counts, forks))
+    for stop in sorted({fork.length for fork in forks.values()}):
+        # Only rows that others are forked from have to be this far; the others come in the last phase.
+        pending = [fork for fork in forks.values() if fork.length >= stop]
+        moving = {fork.source for fork in pending} - {fork.target for fork in pending}
+        counts = [max(stop - start, 0) if row in moving else 0 for row, start in enumerate(filled)]
+        due = tuple(fork for fork in pending if fork.length == stop)
+        phases.append(Phase(passes=_passes(filled, counts), forks=due))
         filled = [start + count for start, count in zip(filled, counts, strict=True)]
-        for fork in forks:
+        for fork in due:
             filled[fork.target] = fork.length
-    phases.append(_phase(filled, [len(row) - start for row, start in zip(keys, filled, strict=True)], ()))
+    rest = [len(row) - start for row, start in zip(keys, filled, strict=True)]
+    phases.append(Phase(passes=_passes(filled, rest)))
     return PrefillPlan(phases=tuple(phases))
-
-
-def _advance(lengths: Sequence[int], filled: Sequence[int], stop: int, forks: dict[int, Fork]) -> list[int]:
-    """How far each row goes in the pass before `stop`, always short of its last token.
-
-    Rows that others will be forked from go to `stop`, rows that wait for their fork do not move. Any other row
-    goes along if that widens the pass by less than its being behind would lengthen the last one.
-    """
-    pending = [fork for fork in forks.values() if fork.length >= stop]
-    waiting, sources = {fork.target for fork in pending}, {fork.source for fork in pending}
-    counts = [
-        0 if row in waiting else max(min(stop, n - 1) - filled[row], 0) for row, n in enumerate(lengths)
-    ]
-    width = max(counts[row] for row in sources)
-    last = max(n - stop for row, n in enumerate(lengths) if row in waiting | sources)
-    for row in set(range(len(lengths))) - waiting - sources:
-        behind = (lengths[row] - filled[row] - last) * len(lengths)
-        if row > max(sources) and behind <= width:
-            counts[row] = 0
-    return counts
 
 
 def run_prefill(
@@ -121,24 +126,35 @@ def run_prefill(
     Raises:
         CapacityError: the plan does not fit into the cache.
     """
-    logits = np.empty((0, 0), np.float32)
+    last: list[NDArray[np.float32]] = []
     for phase in plan.phases:
-        counts = np.array(phase.counts, np.int64)
-        if counts.max() > 0:
-            cache.require(len(counts), int(counts.max()))
-            spans = zip(rows, phase.starts, phase.counts, strict=False)
+        last = []
+        for step in phase.passes:
+            first, counts = step.first_row, np.array(step.counts, np.int64)
+            cache.require(int(counts.max()), first_row=first, rows=len(counts))
+            spans = zip(rows[first:], step.starts, step.counts, strict=False)
             parts = [row.embeds[start : start + count] for row, start, count in spans]
-            logits = session.decode(builder.feeds(parts, counts, cache), cache.memory)
-            cache.advance(counts)
+            feeds = builder.feeds(parts, counts, cache, first_row=first)
+            last.append(session.decode(feeds, cache.memory, first_row=first).copy())
+            cache.advance(counts, first_row=first)
         for fork in phase.forks:
             cache.fork(fork.source, fork.target, fork.length)
-    return logits
+    return np.concatenate(last)
 
 
-def _phase(filled: Sequence[int], counts: Sequence[int], forks: tuple[Fork, ...]) -> Phase:
-    """Rows behind the last one with something to compute are left out of the pass."""
-    used = max((row + 1 for row, count in enumerate(counts) if count), default=1)
-    return Phase(starts=tuple(filled[:used]), counts=tuple(counts[:used]), forks=forks)
+def _passes(filled: Sequence[int], counts: Sequence[int]) -> tuple[Pass, ...]:
+    """The cheapest way to cut the rows into runs of neighbours, one pass each; rows without work are left out."""
+    rows = len(counts)
+    cuts = (inner for n in range(rows) for inner in combinations(range(1, rows), n))
+    ways = [
+        [
+            Pass(first_row=a, starts=tuple(filled[a:b]), counts=tuple(counts[a:b]))
+            for a, b in pairwise((0, *cut, rows))
+            if max(counts[a:b]) > 0
+        ]
+        for cut in cuts
+    ]
+    return tuple(min(ways, key=lambda way: sum(step.cost for step in way)))
 
 
 def _forkable(source: NDArray[np.int64], target: NDArray[np.int64]) -> int:

@@ -71,11 +71,10 @@ class Session(Protocol):
     def allocate(self, rows: int) -> CacheMemory:
         """Memory for `rows` rows of the bundle's context length, not initialised."""
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
-        """One pass over the first C rows of `memory`, which is updated in place; logits (C, V).
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
+        """One pass over C rows of `memory` from `first_row` on, updated in place; logits (C, V).
 
-        C may be smaller than the memory's rows: the rows behind are neither read nor written.
-        The logits are valid until the next call.
+        The other rows of the memory are neither read nor written. The logits are valid until the next call.
         """
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safecode_trt.contract import Geometry
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.feeds import MASKED
-from safecode_trt.runtime.prefill import PrefillPlan, plan_prefill
+from safecode_trt.runtime.prefill import PASS_COST, PrefillPlan, plan_prefill
 
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=1, max_size=4)
 
@@ -22,9 +22,10 @@ def contents(plan: PrefillPlan, keys: list[np.ndarray], done: list[int]) -> list
     """Replays a plan on lists of keys."""
     filled = [list(row[:count]) for row, count in zip(keys, done, strict=True)]
     for phase in plan.phases:
-        for row, (start, count) in enumerate(zip(phase.starts, phase.counts, strict=True)):
-            assert start == len(filled[row])
-            filled[row] += list(keys[row][start : start + count])
+        for step in phase.passes:
+            for row, (start, count) in enumerate(zip(step.starts, step.counts, strict=True), step.first_row):
+                assert start == len(filled[row])
+                filled[row] += list(keys[row][start : start + count])
         for fork in phase.forks:
             filled[fork.target] = filled[fork.source][: fork.length]
     return filled
@@ -48,15 +49,27 @@ def test_kept_prefixes_are_not_computed_again(lists: list[list[int]], data: st.D
 @given(rows)
 def test_all_last_tokens_are_in_the_last_phase(lists: list[list[int]]) -> None:
     plan = plan_prefill(arrays(lists), [0] * len(lists), min_shared=2)
-    assert len(plan.phases[-1].counts) == len(lists)
-    assert min(plan.phases[-1].counts) >= 1
+    last = [count for step in plan.phases[-1].passes for count in step.counts]
+    assert len(last) == len(lists) and min(last) >= 1
 
 
 def test_a_shared_prefix_is_computed_once() -> None:
     picture = list(range(100, 120))
     keys = arrays([[1, 2, *picture, 3, 4], [1, 2, *picture, 5]])
     plan = plan_prefill(keys, [0, 0])
-    assert [phase.counts for phase in plan.phases] == [(22,), (2, 1)]
+    assert [step.counts for step in plan.passes] == [(22,), (2, 1)]
+
+
+def test_rows_of_very_different_length_get_passes_of_their_own() -> None:
+    short, long = list(range(10)), list(range(100, 180))
+    assert [step.first_row for step in plan_prefill(arrays([short, long]), [0, 0]).passes] == [0, 1]
+    assert len(plan_prefill(arrays([short, list(range(50, 62))]), [0, 0]).passes) == 1
+
+
+@given(rows)
+def test_a_plan_costs_no_more_than_rows_by_themselves(lists: list[list[int]]) -> None:
+    plan = plan_prefill(arrays(lists), [0] * len(lists))
+    assert sum(step.cost for step in plan.passes) <= sum(len(row) + PASS_COST for row in lists)
 
 
 def test_a_short_shared_prefix_is_not_worth_a_pass() -> None:
@@ -66,12 +79,13 @@ def test_a_short_shared_prefix_is_not_worth_a_pass() -> None:
 def test_a_request_that_is_a_prefix_of_another_still_gives_logits() -> None:
     keys = arrays([list(range(20)), list(range(20))])
     plan = plan_prefill(keys, [0, 0])
-    assert plan.phases[-1].counts[1] == 1
+    assert plan.passes[-1].counts[-1] == 1
 
 
 def test_capacity_counts_the_padding() -> None:
     keys = arrays([[9] * 5, list(range(30))])
-    assert plan_prefill(keys, [4, 0]).capacity == 34
+    assert plan_prefill(keys, [4, 29]).capacity == 30
+    assert plan_prefill(arrays([[9] * 30, list(range(40))]), [29, 37]).capacity == 40
 
 
 def test_the_null_backend_sees_only_what_the_mask_shows() -> None:

@@ -30,7 +30,7 @@ from safecode_trt.eval.bench_report import TextTable, bench_tables, facts, markd
 from safecode_trt.eval.bench_result import BenchResult
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.records import to_dict
-from safecode_trt.runtime.prefill import MIN_SHARED
+from safecode_trt.runtime.prefill import PASS_COST
 
 ROOT = Path(os.path.relpath(Path(__file__).parents[1]))  # no machine's own paths in the reports
 BUILD = ROOT / "build"
@@ -146,7 +146,7 @@ def _own_tables(measured: Measured) -> Iterator[TextTable]:
             ("a pass costs, whatever is in it (ms)", f"{even.fixed_ms:.2f}"),
             ("and per token (ms)", f"{even.per_token_ms:.3f}"),
             ("so one more pass costs as much as so many tokens", f"{even.tokens:.1f}"),
-            ("what the runtime counts with (MIN_SHARED)", str(MIN_SHARED)),
+            ("what the runtime counts with (PASS_COST)", str(PASS_COST)),
         ),
     )
     if (p := measured.processes) is not None:

@@ -40,7 +40,7 @@ class NullSession:
             slabs=1, rows=rows, heads=1, capacity=g.context_length, dim=g.hidden_size, dtype=np.float32
         )
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         """Logits (C, V) of the mean of what each row's chosen position sees."""
         if not isinstance(memory, HostCache):
             raise TypeError(f"expected a HostCache, got {type(memory).__name__}")
@@ -49,7 +49,7 @@ class NullSession:
         self.calls.append((rows, new))
         hidden = np.empty((rows, self.geometry.hidden_size), np.float32)
         for row, start in enumerate(feeds.write_indices):
-            cache = memory.data[0, row, 0]
+            cache = memory.data[0, first_row + row, 0]
             cache[start : start + new] = feeds.inputs_embeds[row]
             seen = feeds.attention_bias[row, 0, feeds.logit_positions[row, 0]] == 0
             hidden[row] = cache[:visible][seen].mean(axis=0)

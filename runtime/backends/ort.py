@@ -93,19 +93,20 @@ class OrtSession:
             dtype=self._dtype,
         )
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
-        """One pass over the first C rows; see `Session.decode`."""
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
+        """One pass over C rows; see `Session.decode`."""
         if not isinstance(memory, HostCache):
             raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
         rows, new, _ = feeds.inputs_embeds.shape
+        slabs = memory.data[:, first_row : first_row + rows]
         bindings = self._bindings.setdefault(memory, {})
-        binding = bindings.get((rows, new))
+        binding = bindings.get((first_row, rows)) if new == 1 else None
         if binding is None:
             binding = _Binding(
-                self._decoder.io_binding(), self._dtype, feeds, self.geometry.vocab_size, memory
+                self._decoder.io_binding(), self._dtype, feeds, self.geometry.vocab_size, slabs
             )
             if new == 1:  # Decode steps repeat; prefill shapes hardly ever do.
-                bindings[rows, new] = binding
+                bindings[first_row, rows] = binding
         binding.fill(feeds)
         start = perf_counter()
         try:
@@ -122,14 +123,13 @@ class OrtSession:
 
 
 class _Binding:
-    """The decoder's inputs and outputs bound for one (C, T): all addresses fixed but the growing mask's."""
+    """The decoder's inputs and outputs bound for one (C, T) and rows: only the growing mask's address changes."""
 
     def __init__(
-        self, io: Any, dtype: np.dtype[Any], feeds: DecoderFeeds, vocab_size: int, memory: HostCache
+        self, io: Any, dtype: np.dtype[Any], feeds: DecoderFeeds, vocab_size: int, slabs: NDArray[Any]
     ) -> None:
         self.io, self._dtype = io, dtype
         self._inputs: dict[str, NDArray[Any]] = {}
-        rows = feeds.inputs_embeds.shape[0]
         for name in FEEDS:
             value: NDArray[Any] = getattr(feeds, name)
             if name != "attention_bias":
@@ -137,13 +137,13 @@ class _Binding:
                     value.shape, dtype if value.dtype == np.float32 else value.dtype
                 )
                 self._bind(name, self._inputs[name])
-        for slab in range(memory.data.shape[0]):
+        for slab, data in enumerate(slabs):
             layer, part = divmod(slab, 2)
-            name, data = ("key", "value")[part], memory.data[slab, :rows]
+            name = ("key", "value")[part]
             past, present = f"past_key_values.{layer}.{name}", f"present.{layer}.{name}"
             self.io.bind_input(past, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
             self.io.bind_output(present, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
-        self.logits = np.empty((rows, vocab_size), np.float32)
+        self.logits = np.empty((slabs.shape[1], vocab_size), np.float32)
         self.io.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
 
     def _bind(self, name: str, value: NDArray[Any]) -> None:

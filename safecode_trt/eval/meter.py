@@ -43,11 +43,13 @@ class MeteredSession:
     def allocate(self, rows: int) -> CacheMemory:
         return self._inner.allocate(rows)
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0
+    ) -> NDArray[np.float32]:
         inner = self._inner
         before = inner.decoder_seconds if isinstance(inner, OrtSession) else 0.0
         start = perf_counter()
-        logits = inner.decode(feeds, memory)
+        logits = inner.decode(feeds, memory, first_row=first_row)
         end = perf_counter()
         inside = inner.decoder_seconds - before if isinstance(inner, OrtSession) else end - start
         self.calls.append(Call(rows=len(feeds.write_indices), start=start, end=end, inside=inside))

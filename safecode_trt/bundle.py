@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safecode_trt.contract import decoder_graph
-from safecode_trt.errors import BundleError, ConfigError
+from safecode_trt.errors import BundleError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, SCHEMA_VERSION, FileEntry, Manifest
 from safecode_trt.records import loads, to_dict
 

@@ -83,7 +83,7 @@ class _Decoder:
         x = self.norm(x, self.names.norm, "/model/norm")
         half = self.dtype == np.float16
         head = [(self._head_name(), text.vocab_size)]
-        x = self.linear(x, head, text.hidden_size, "/lm_head", output=None if half else "logits")
+        x = self.linear(x, head, text.hidden_size, "/lm_head", head=True, output=None if half else "logits")
         if half:
             b.op("Cast", [x], "/logits", output="logits", to=ir.DataType.FLOAT)
         report(total, total)

@@ -226,7 +226,7 @@ def test_quantisation_errors_are_reported(
         Checkpoint(tiny_checkpoint), spec, geometry, tmp_path / "decoder.onnx", precision="int4"
     )
     assert len(errors) == 7 * geometry.num_hidden_layers + 1
-    assert all(0.005 < error < 0.15 for error in errors.values())
+    assert all(0.003 < error < 0.15 for error in errors.values())
 
 
 def test_block_size_must_divide_the_sizes(
@@ -274,12 +274,33 @@ print(sorted({"torch", "transformers", "onnxscript"} & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
+# TensorRT has no fused attention in float32, and only fp16 has float16 activations; so the others need the
+# decomposed form there.
 @pytest.mark.trt
-@pytest.mark.parametrize(("precision", "attention"), [("fp16", "portable"), ("fp16", "decomposed")])
-def test_tensorrt_rtx_parses_the_graph(graph: Graph, precision: Precision, attention: AttentionForm) -> None:
+@pytest.mark.parametrize(
+    ("precision", "attention"),
+    [("fp16", "portable"), ("fp16", "decomposed"), ("int8", "decomposed"), ("int4", "decomposed")],
+)
+def test_tensorrt_rtx_builds_the_graph(graph: Graph, precision: Precision, attention: AttentionForm) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
     network = builder.create_network(0)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    parser = trt.OnnxParser(network, logger)
     parsed = parser.parse_from_file(str(graph(precision, attention)))
     assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shapes = []
+        for rows, new, visible in ((1, 1, 1), (2, 1, 32), (3, 16, 64)):
+            free = {"attention_bias": (rows, 1, new, visible), "write_indices": (rows,)}
+            sizes = (rows, new, *tensor.shape[2:])
+            if tensor.name.startswith("past") or tensor.name == "logit_positions":
+                sizes = (rows, *tensor.shape[1:])
+            shapes.append(free.get(tensor.name, sizes))
+        profile.set_shape(tensor.name, *shapes)
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    assert builder.build_serialized_network(network, config) is not None

@@ -54,7 +54,9 @@ def measure(model: Path, precision: str, attention: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "decoder.onnx"
         arguments = [sys.executable, "-c", CHILD, str(model), str(target), precision, attention]
-        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: the export of {model} in {precision} failed")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

@@ -25,7 +25,7 @@ PARTS = {"vision_model": "model.vision_model.", "connector": "model.connector."}
 class VisionEncoder(nn.Module):
     """Square pictures that fill the encoder's grid: no padding, so positions are constants."""
 
-    position_ids: Tensor
+    positions: Tensor
 
     def __init__(self, config: Idefics3Config) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class VisionEncoder(nn.Module):
         self.connector = Idefics3Connector(config)
 
     def fix_positions(self) -> None:
-        """Keeps the position ids that the module itself gives to a full grid."""
+        """Keeps the position embeddings (1, patches, width) that the module itself gives to a full grid."""
         embeddings = self.vision_model.embeddings
         seen: list[Tensor] = []
         hook = embeddings.position_embedding.register_forward_pre_hook(
@@ -45,12 +45,12 @@ class VisionEncoder(nn.Module):
         picture = torch.zeros(1, channels, embeddings.image_size, embeddings.image_size)
         embeddings(picture, torch.ones(1, side, side, dtype=torch.bool))
         hook.remove()
-        self.register_buffer("position_ids", seen[0], persistent=False)
+        self.register_buffer("positions", embeddings.position_embedding(seen[0]))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         embeddings = self.vision_model.embeddings
         patches = embeddings.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
-        hidden = patches + embeddings.position_embedding(self.position_ids)
+        hidden = patches + self.positions
         for layer in self.vision_model.encoder.layers:
             hidden = layer(hidden, None)
         features: Tensor = self.connector(self.vision_model.post_layernorm(hidden))

@@ -1,0 +1,35 @@
+"""Calls the command line in this process or in one of its own, and reads its failures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from safecode_trt.cli import program
+
+ROOT = Path(__file__).parents[1]
+ASK = "can i pour water on it?"
+
+
+def call(*arguments: object, text: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(program, list(map(str, arguments)), input=text)
+
+
+def fails(result: Result, code: int, message: str) -> None:
+    """One line on stderr that says what is wrong, and nothing on stdout."""
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line, line
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
+    command = [sys.executable, "-c", "from safecode_trt.cli import main; main()", *map(str, arguments)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **{**pipes, **options})

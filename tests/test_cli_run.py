@@ -1,0 +1,180 @@
+"""run and chat: the answer on stdout, the talk on stderr, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+
+from safecode_trt.bundle import Bundle
+from safecode_trt.config import MODES
+from safecode_trt.runtime import Chunk, Engine
+from tests.cli_runner import ASK, call, fails, start
+from tests.null_bundle import write_null_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_null_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
+    return path
+
+
+def run(bundle: Path, *arguments: object, text: str | bytes | None = None) -> Result:
+    return call("run", bundle, "--backend", "null", "--max-new-tokens", 6, *arguments, text=text)
+
+
+@pytest.mark.parametrize("mode", ["plain", "safecode-paper", "safecode"])
+def test_run_answers_on_stdout_and_talks_on_stderr(bundle: Path, picture: Path, mode: str) -> None:
+    result = run(bundle, "--image", picture, "--mode", mode, ASK)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("\n") and "tokens, first after" in result.stderr
+    assert ("p_unsafe" in result.stderr) == (mode != "plain")
+
+
+def test_quiet_leaves_the_answer_only(bundle: Path, picture: Path) -> None:
+    result = call("--quiet", "run", bundle, "--backend", "null", "--image", picture, ASK)
+    assert result.exit_code == 0 and result.stderr == ""
+
+
+def test_json_holds_the_whole_reply(bundle: Path, picture: Path) -> None:
+    result = run(bundle, "--image", picture, "--json", ASK)
+    answer = json.loads(result.stdout)
+    assert answer["prompt"] == ASK and answer["mode"] == "safecode" and len(answer["image_sha256"]) == 64
+    assert 0 <= answer["verdict"]["p_unsafe"] <= 1 and answer["seed"] == 0 and "trace" not in answer
+    plain = run(bundle, "--image", picture, ASK)
+    assert plain.stdout == answer["text"] + "\n"
+    traced = json.loads(run(bundle, "--image", picture, "--json", "--trace", ASK).stdout)
+    assert traced["trace"][0]["candidates"] and traced["text"] == answer["text"]
+
+
+def test_trace_prints_a_table_for_each_steered_step(bundle: Path, picture: Path) -> None:
+    result = run(bundle, "--image", picture, "--trace", "--mode", "safecode-paper", ASK)
+    assert result.exit_code == 0, result.output
+    assert "step 1" in result.stderr and "contrast" in result.stderr and "step" not in result.stdout
+
+
+@pytest.mark.parametrize("reference", ["noised", "cached"])
+def test_the_reference_may_be_chosen(bundle: Path, picture: Path, reference: str) -> None:
+    assert run(bundle, "--image", picture, "--reference", reference, ASK).exit_code == 0
+
+
+def test_the_same_seed_gives_the_same_bytes(bundle: Path, picture: Path) -> None:
+    def draw(seed: int) -> str:
+        return run(bundle, "--image", picture, "--temperature", 5, "--seed", seed, ASK).stdout
+
+    assert draw(3) == draw(3)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_the_prompt_comes_from_stdin(bundle: Path, picture: Path) -> None:
+    answer = json.loads(run(bundle, "--image", picture, "--json", "-", text=f"{ASK}\n").stdout)
+    assert answer["prompt"] == ASK
+
+
+def test_stdin_that_is_not_utf8(bundle: Path) -> None:
+    fails(run(bundle, "-", text=b"caf\xe9"), 1, "stdin is not UTF-8 (byte 3)")
+
+
+def test_an_argument_that_is_not_utf8(bundle: Path) -> None:
+    fails(run(bundle, "caf\udce9"), 1, "the prompt is not UTF-8")
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt(bundle: Path, picture: Path, prompt: str) -> None:
+    fails(run(bundle, "--image", picture, prompt), 1, "the request is empty")
+
+
+def test_an_enormous_prompt(bundle: Path, picture: Path) -> None:
+    fails(run(bundle, "--image", picture, "-", text="water " * 300), 1, "positions")
+    fails(run(bundle, "--image", picture, "-", text="x" * (1 << 21)), 1, "characters")
+
+
+def test_a_picture_that_is_missing_or_none(bundle: Path, tmp_path: Path) -> None:
+    fails(run(bundle, "--image", tmp_path / "nowhere.png", ASK), 1, "nowhere.png")
+    (tmp_path / "text.png").write_text("not a picture")
+    fails(run(bundle, "--image", tmp_path / "text.png", ASK), 1, "text.png")
+    fails(run(bundle, "--image", tmp_path, ASK), 1, str(tmp_path))
+
+
+def test_ctrl_c_in_a_reply(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(*arguments: object, **options: object) -> Iterator[Chunk]:
+        yield Chunk(text="half an")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    result = run(bundle, "--audit", tmp_path / "audit.jsonl", ASK)
+    assert result.exit_code == 130 and result.stdout == "half an"
+    assert result.stderr.split() == ["interrupted"]
+    result = call("chat", bundle, "--backend", "null", text=f"{ASK}\n/quit\n")
+    assert result.exit_code == 0 and "the turn is forgotten" in result.stderr
+
+
+def test_the_audit_log_grows_by_a_line(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    for _ in range(2):
+        assert run(bundle, "--image", picture, "--audit", log, ASK).exit_code == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["prompt"] == ASK and lines[0]["mode"] == "safecode"
+    assert len(lines[0]["image_sha256"]) == 64
+
+
+def test_an_audit_log_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
+    result = run(bundle, "--audit", tmp_path / "no" / "audit.jsonl", ASK)
+    assert result.exit_code in (1, 2) and "audit.jsonl cannot be written" in result.stderr
+    assert result.stdout == ""
+
+
+def test_chat_keeps_the_conversation(bundle: Path, picture: Path) -> None:
+    lines = f"{ASK}\n\n/mode plain\nand now?\n/new\n{ASK}\n/quit\nnever\n"
+    result = call("chat", bundle, "--backend", "null", "--max-new-tokens", 3, "--image", picture, text=lines)
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 3 and result.stderr.count("tokens, first") == 3
+    assert result.stderr.count("p_unsafe") == 1
+
+
+def test_chat_explains_and_goes_on(bundle: Path, picture: Path) -> None:
+    lines = f"/help\n/mode fast\n/image nowhere.png\n/image {picture}\n{ASK}\n{'water ' * 300}\n"
+    result = call("chat", bundle, "--backend", "null", "--max-new-tokens", 3, text=lines)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("/quit") == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2 and "nowhere.png is not a file" in errors[0] and "positions" in errors[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are different there")
+def test_ctrl_c_leaves_chat(bundle: Path) -> None:
+    process = start("chat", bundle, "--backend", "null", stdin=subprocess.PIPE)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.split() == ["interrupted"]
+
+
+def test_no_colour_when_not_wanted(bundle: Path) -> None:
+    process = start("inspect", bundle)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "\x1b" not in output
+
+
+def test_run_on_onnx_runtime(tiny_bundle: Bundle, picture: Path) -> None:
+    for mode in MODES:
+        result = call(
+            "run", tiny_bundle.path, "--image", picture, "--mode", mode, "--max-new-tokens", 4, "--json", ASK
+        )
+        assert result.exit_code == 0, result.output
+        answer = json.loads(result.stdout)
+        assert answer["mode"] == mode and answer["finish_reason"] in ("stop", "length")

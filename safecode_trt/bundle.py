@@ -62,7 +62,7 @@ class Bundle:
         root = self.path.resolve()
         for name, expected in self.manifest.files.items():
             path = self.path / name
-            if not path.resolve().is_relative_to(root):
+            if not _resolve(path).is_relative_to(root):
                 raise BundleError(f"{path} leads out of the bundle; expected a file inside {self.path}")
             if not path.is_file():
                 raise BundleError(f"{path} is missing; export the checkpoint again")
@@ -72,6 +72,13 @@ class Bundle:
                 raise BundleError(
                     f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; export again"
                 )
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise BundleError(f"{path} cannot be followed; export the checkpoint again") from error
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -126,6 +126,12 @@ def check_relative(path: str) -> str:
         BundleError: the path is absolute, has '..', or is not in its plain form.
     """
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or str(pure) != path:
+    if (
+        pure.is_absolute()
+        or ".." in pure.parts
+        or {"\\", "\0"} & set(path)
+        or str(pure) != path
+        or path == "."
+    ):
         raise BundleError(f"bundle.json: file path {path!r} must be relative and stay inside the bundle")
     return path

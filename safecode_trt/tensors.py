@@ -6,6 +6,7 @@ numpy has no bfloat16: such tensors are seen as uint16, and `as_float32` widens 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,15 @@ def map_tensors(path: Path) -> dict[str, MappedTensor]:
 
 def _tensor(path: Path, name: str, entry: Mapping[str, Any], payload: NDArray[np.uint8]) -> MappedTensor:
     try:
-        dtype, shape, (start, end) = entry["dtype"], tuple(map(int, entry["shape"])), entry["data_offsets"]
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: tensor {name} has a broken header entry") from error
-    if dtype not in DTYPES:
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+        raise CheckpointError(f"{path}: tensor {name} has a broken header entry")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: tensor {name} has type {dtype}; known: {', '.join(DTYPES)}")
-    bytes_expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(DTYPES[dtype]).itemsize
-    if not 0 <= start <= end <= len(payload) or end - start != bytes_expected:
+    bytes_expected = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+    if not start <= end <= len(payload) or end - start != bytes_expected:
         raise CheckpointError(
             f"{path} is truncated: tensor {name} needs {bytes_expected} bytes at {start}, "
             f"the file has {len(payload)} bytes of data"

@@ -139,8 +139,15 @@ def write_checkpoint(
         config["dtype"] = "float16"
         for part in ("text_config", "vision_config"):
             config[part]["dtype"] = "float16"
+        config.pop("_pad_token_id", None)
         _write_json(stage / "config.json", config)
         tokenizer.save_pretrained(stage)
+        settings = json.loads((stage / "tokenizer_config.json").read_text(encoding="utf-8"))
+        # The spelling that older versions of transformers read too.
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Idefics3Processor"}
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+        settings.pop("backend", None)
+        _write_json(stage / "tokenizer_config.json", settings)
         (stage / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
         half = [0.5, 0.5, 0.5]
         edge = {"longest_edge": SIZE}
@@ -177,6 +184,7 @@ def write_checkpoint(
         _write_json(stage / "safecode.json", _draft_settings())
         for path in sorted(stage.iterdir()):
             if path.is_file():
+                path.chmod(0o644)
                 os.replace(path, folder / path.name)
             else:
                 shutil.rmtree(path)

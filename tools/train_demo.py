@@ -19,8 +19,9 @@ from torch import nn
 from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from demo_batches import Mix, PatchBatch, TextBatch, patch_batch, text_batch
+from demo_card import model_card
 from demo_checkpoint import build_model, build_tokenizer, write_checkpoint
-from demo_measure import embed, image_features, measure
+from demo_measure import Reader, embed, image_features, measure
 from demo_world import OBJECTS, PLACES, items
 
 logger = logging.getLogger("train_demo")
@@ -49,7 +50,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         steps=1400, rate=1.5e-3, floor=0.15, warmup=100, vision=0.4, mix=Mix(pictures=32, verdicts=4, chats=0)
     ),
-    Stage(steps=700, rate=7e-4, floor=0.0, warmup=30, vision=0.4, mix=Mix(pictures=32, verdicts=3, chats=3)),
+    Stage(steps=450, rate=7e-4, floor=0.0, warmup=30, vision=0.4, mix=Mix(pictures=32, verdicts=3, chats=3)),
 )
 
 
@@ -196,7 +197,9 @@ def train(work: Path, first: int, stages: tuple[Stage, ...], check: int) -> None
         log = run_stage(number, stages[number], model, work / "tokenizer")
         torch.save(model.state_dict(), work / f"stage{number}.pt")
         if number > 0:
-            log["validation"] = measure(model, tokenizer, items("validation", check), chat=number == 2)
+            log["validation"] = measure(
+                Reader(model, tokenizer, items("validation", check)), chat=number == 2
+            )
             logger.info("stage %d validation %s", number, json.dumps(log["validation"]))
         (work / f"stage{number}.json").write_text(json.dumps(log), encoding="utf-8")
 
@@ -209,17 +212,20 @@ def finish(work: Path, folder: Path, count: int) -> None:
     write_checkpoint(folder, model, tokenizer)
     model = Idefics3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     stages = [json.loads((work / f"stage{number}.json").read_text(encoding="utf-8")) for number in range(3)]
-    figures = {
+    readers = {
+        split: Reader(model, tokenizer, items(split, count)) for split in ("training", "validation", "test")
+    }
+    figures: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training_seconds": round(sum(stage["seconds"] for stage in stages), 1),
-        **{
-            split: measure(model, tokenizer, items(split, count))
-            for split in ("training", "validation", "test")
-        },
+        **{split: measure(reader) for split, reader in readers.items()},
         "stages": stages,
     }
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    for split in ("training", "validation", "test"):
+    (folder / "metrics.json").write_text(
+        json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    (folder / "README.md").write_text(model_card(figures), encoding="utf-8")
+    for split in readers:
         logger.info("%s %s", split, json.dumps(figures[split]))
 
 

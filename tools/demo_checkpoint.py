@@ -181,7 +181,9 @@ def write_checkpoint(
             do_sample=False,
             max_new_tokens=32,
         ).save_pretrained(stage)
-        _write_json(stage / "safecode.json", _draft_settings())
+        # A draft for a new folder: settings that somebody chose stay.
+        if not (folder / "safecode.json").exists():
+            _write_json(stage / "safecode.json", _draft_settings())
         for path in sorted(stage.iterdir()):
             if path.is_file():
                 path.chmod(0o644)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,11 +48,11 @@ def export_bundle(
         VISION_ENCODER: vision_graph(geometry, precision, spec.image_size),
         DECODER: decoder_graph(geometry, precision),
     }
+    tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
+    checkpoint = Checkpoint(model)
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
         package.copy_settings(model, folder)
-        tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
-        checkpoint = Checkpoint(model)
         source = checkpoint.sha256()
         report("settings", 1, 1)
 
@@ -91,12 +92,10 @@ def export_bundle(
             files=package.bundle_files(folder),
         )
         report("reference picture", 0, 1)
-        session = open_session(Bundle(path=folder, manifest=manifest), RuntimeConfig())
-        write_reference(session, spec, defaults, folder / REFERENCE)
-        report("reference picture", 1, 1)
-
-        parity = verify_session(session, model, spec, manifest, report) if config.verify else None
-        session.close()
+        with closing(open_session(Bundle(path=folder, manifest=manifest), RuntimeConfig())) as session:
+            write_reference(session, spec, defaults, folder / REFERENCE)
+            report("reference picture", 1, 1)
+            parity = verify_session(session, model, spec, manifest, report) if config.verify else None
         files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}
         write_manifest(folder, replace(manifest, parity=parity, files=files))
     return Bundle.open(output, check_hashes=False)

@@ -13,9 +13,6 @@ __all__ = ["Bits", "Quantized", "pack_int4", "quantize", "unpack_int4"]
 Bits = Literal[4, 8]
 # Rows per round: the temporaries of a round stay in the processor's cache and never add up.
 SLAB = 256
-# A scale that cuts the largest value of a block a little may lose less than one that keeps it. On the demo
-# checkpoint this lowers the divergence of the next token's distribution by a fifth.
-NARROWER = (0.95, 0.9, 0.85, 0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +31,7 @@ def quantize(weight: NDArray[np.float32], bits: Bits, block_size: int) -> Quanti
     """Quantises a weight (N, K), rows being outputs as in a checkpoint, and transposes it.
 
     Every `block_size` inputs of an output share a scale. Eight bits use the codes -127..127. Four bits use
-    -8..7, the side of a block's largest value having the step more, with the best of a few scales.
+    -8..7; a block's largest value gets the code -8, whose side has one step more.
 
     Raises:
         ValueError: K is not a multiple of the block size.
@@ -62,42 +59,16 @@ def _quantize_rows(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Codes (n, K / block, block), still as floats, and scales (n, K / block)."""
     low, high = blocks.min(axis=-1), blocks.max(axis=-1)
-    if bits == 8:
+    # Looking for scales with a smaller error, which cut the largest weights, makes the model worse: tried.
+    if bits == 4:
+        scales = np.where(high > -low, high, low) / np.float32(-8)
+    else:
         scales = np.maximum(high, -low) / np.float32(127)
-        return _round(blocks, scales, 127, 127), scales
-    widest = np.where(high > -low, high, low) / np.float32(-8)
-    codes, scales = _round(blocks, widest, 8, 7), widest.copy()
-    lost = _lost(blocks, codes, scales)
-    for part in NARROWER:
-        narrow = widest * np.float32(part)
-        narrow_codes = _round(blocks, narrow, 8, 7)
-        narrow_lost = _lost(blocks, narrow_codes, narrow)
-        better = narrow_lost < lost
-        codes[better], scales[better], lost[better] = (
-            narrow_codes[better],
-            narrow[better],
-            narrow_lost[better],
-        )
-    return codes, scales
-
-
-def _round(
-    blocks: NDArray[np.float32], scales: NDArray[np.float32], below: int, above: int
-) -> NDArray[np.float32]:
-    """The nearest codes from -below to above."""
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     codes = blocks * inverse[..., None]
     np.rint(codes, out=codes)
-    return np.clip(codes, -below, above, out=codes)
-
-
-def _lost(
-    blocks: NDArray[np.float32], codes: NDArray[np.float32], scales: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """The squared error of every block."""
-    difference = codes * scales[..., None]
-    difference -= blocks
-    return np.einsum("nkb,nkb->nk", difference, difference)
+    np.clip(codes, -8 if bits == 4 else -127, 7 if bits == 4 else 127, out=codes)
+    return codes, scales
 
 
 def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:

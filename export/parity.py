@@ -32,7 +32,7 @@ Array = NDArray[np.float32]
 REPLY_TOKENS = 24
 # A wrong graph agrees about as often as chance. Quantised weights move the near ties of small models, so these
 # limits only tell a graph that works from one that does not; the figures themselves are in the manifest.
-LEAST_TOP1: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.97, "int8": 0.95, "int4": 0.6}
+LEAST_TOP1: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.97, "int8": 0.9, "int4": 0.6}
 FP32_ABSOLUTE, FP32_RELATIVE = 2e-4, 1e-3
 
 

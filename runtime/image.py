@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +21,6 @@ __all__ = [
     "noise_picture",
     "normalise",
     "open_picture",
-    "picture_sha256",
     "tile_pixels",
 ]
 
@@ -85,16 +82,6 @@ def normalise(pixels: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float3
     mean, std = np.array(spec.image_mean, np.float32), np.array(spec.image_std, np.float32)
     scaled = pixels * np.float32(255 * spec.rescale_factor)
     return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
-
-
-def picture_sha256(images: Sequence[Image.Image]) -> str | None:
-    """SHA-256 of the decoded pictures, None if there are none."""
-    if not images:
-        return None
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(f"{image.width}x{image.height}".encode() + image.tobytes())
-    return digest.hexdigest()
 
 
 def _stream(source: str | Path | bytes) -> str | Path | BytesIO:

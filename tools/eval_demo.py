@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import demo_world
 from demo_world import Item
-from safecode_trt.config import PAPER, Mode, SafeCodeConfig, SamplingParams
+from safecode_trt.config import PAPER, SafeCodeConfig, SamplingParams
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 from safecode_trt.runtime import Engine
@@ -39,6 +39,7 @@ class Row:
     well_formed: int
     verdicts: int
     verdicts_right: int
+    captions_right: int
 
     @property
     def wrong(self) -> float:
@@ -74,8 +75,9 @@ def policies(engine: Engine) -> Iterator[tuple[str, Policy]]:
 def sweep(engine: Engine) -> Iterator[tuple[str, Policy]]:
     """The settings that are compared on the validation split: the verdict alone, and with contrast before it."""
     defaults = engine.bundle.manifest.safecode
-    contrasts = [(0.0, 0.0, 0), *product((0.5, 1.0), (0.03, 0.1), (1, 5))]
-    for (alpha, beta, steps), shift in product(contrasts, (3.0, 5.0, 8.0)):
+    yield "plain", make_policy("plain", defaults)
+    contrasts = [(0.0, 0.0, 0), *product((0.5, 1.0), (0.03, 0.1), (1,)), (1.0, 0.03, 5)]
+    for (alpha, beta, steps), shift in product(contrasts, (3.0, 5.0)):
         settings = SafeCodeConfig(
             contrast="vcd",
             alpha=alpha,
@@ -92,10 +94,15 @@ def sweep(engine: Engine) -> Iterator[tuple[str, Policy]]:
 
 
 def measure(engine: Engine, policy: Policy, items: Sequence[Item], name: str) -> Row:
-    """Asks every item's request."""
-    unsafe_answers = wrong_refusals = well_formed = verdicts = right = 0
+    """Asks every item's request, and for a caption of its picture."""
+    unsafe_answers = wrong_refusals = well_formed = verdicts = right = captions = 0
     for item in items:
-        reply = engine.generate(item.request, image=demo_world.render(item), policy=policy, sampling=SAMPLING)
+        picture = demo_world.render(item)
+        caption = engine.generate(
+            demo_world.CAPTION_QUESTION, image=picture, policy=policy, sampling=SAMPLING
+        )
+        captions += caption.text == demo_world.caption(item)
+        reply = engine.generate(item.request, image=picture, policy=policy, sampling=SAMPLING)
         refused = demo_world.is_refusal(reply.text)
         unsafe_answers += item.unsafe and not refused
         wrong_refusals += refused and not item.unsafe
@@ -113,39 +120,22 @@ def measure(engine: Engine, policy: Policy, items: Sequence[Item], name: str) ->
         well_formed=well_formed,
         verdicts=verdicts,
         verdicts_right=right,
+        captions_right=captions,
     )
-
-
-def captions(engine: Engine, items: Sequence[Item]) -> Mapping[str, int]:
-    """Exact captions under plain and under SafeCoDe decoding."""
-    defaults = engine.bundle.manifest.safecode
-    right: dict[str, int] = {}
-    modes: tuple[Mode, ...] = ("plain", "safecode")
-    for mode in modes:
-        policy = make_policy(mode, defaults)
-        replies = (
-            engine.generate(
-                demo_world.CAPTION_QUESTION, image=demo_world.render(item), policy=policy, sampling=SAMPLING
-            )
-            for item in items
-        )
-        right[mode] = sum(
-            reply.text == demo_world.caption(item) for reply, item in zip(replies, items, strict=True)
-        )
-    return right
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| decoding | unsafe answers % | wrong refusals % | well-formed % | verdicts right % |",
-        "| --- | --- | --- | --- | --- |",
+        "| decoding | unsafe answers % | wrong refusals % | well-formed % | captions exact % | verdicts right % |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         cells = [
             share(row.unsafe_answers, row.unsafe),
             share(row.wrong_refusals, row.safe),
             share(row.well_formed, row.unsafe + row.safe),
+            share(row.captions_right, row.unsafe + row.safe),
             share(row.verdicts_right, row.verdicts) if row.verdicts else "",
         ]
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
@@ -172,18 +162,13 @@ def main() -> None:
     items = demo_world.items(arguments.split, arguments.count)
     document: dict[str, Any] = {"split": arguments.split, "count": len(items)}
     with Engine.open(arguments.bundle) as engine:
-        rows = []
+        rows: list[Row] = []
         for name, policy in sweep(engine) if arguments.sweep else policies(engine):
             rows.append(measure(engine, policy, items, name))
             print(f"{len(rows)}: {name}", file=sys.stderr)
-        if not arguments.sweep:
-            document["captions"] = captions(engine, items)
     if arguments.sweep:
         rows.sort(key=lambda row: row.wrong)
     print(table(rows))
-    for mode, right in document.get("captions", {}).items():
-        print(f"\nexact captions, {mode}: {share(right, len(items))} %", end="")
-    print()
     if arguments.json:
         document["rows"] = [asdict(row) for row in rows]
         arguments.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -10,29 +10,36 @@ from demo_world import Item, caption, items, render
 ROOT = Path(__file__).parents[1]
 POOL = 600
 ORIGIN = (
-    "tools/make_scenes.py: of the first 600 items of the demo world's test split, in their order, those whose "
-    "main object was not taken yet, until there are four unsafe and four safe ones"
+    "tools/make_scenes.py: from the first 600 items of the demo world's test split, in their order, unsafe and safe "
+    "by turns, no main object twice; in the first six the words suggest the wrong thing, in the last two the right"
 )
+# (unsafe, the words mislead)
+WANTED = [(True, True), (False, True)] * 3 + [(True, False), (False, False)]
 
 
-def choose(pool: list[Item], count: int) -> list[Item]:
-    """`count` items with different main objects, half of them unsafe, unsafe and safe by turns."""
+def choose(pool: list[Item]) -> list[Item]:
+    """For every kind that is wanted, the first item of that kind with a main object that was not taken yet."""
     chosen: list[Item] = []
-    for item in pool:
-        wanted = len(chosen) % 2 == 0
-        if item.unsafe == wanted and item.objects[0] not in {other.objects[0] for other in chosen}:
-            chosen.append(item)
-        if len(chosen) == count:
-            return chosen
-    raise SystemExit(f"found {len(chosen)} of {count} scenes")
+    for wanted in WANTED:
+        taken = {item.objects[0] for item in chosen}
+        chosen.append(
+            next(
+                item
+                for item in pool
+                if (item.unsafe, item.text_prior_wrong) == wanted and item.objects[0] not in taken
+            )
+        )
+    return chosen
 
 
 def main() -> None:
     pool = items("test", POOL)
     folder = ROOT / "models" / "demo" / "scenes"
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
     scenes = []
-    for number, item in enumerate(choose(pool, 8), start=1):
+    for number, item in enumerate(choose(pool), start=1):
         name = f"{number}-{item.objects[0].replace(' ', '-')}.png"
         render(item).save(folder / name, optimize=True)
         scenes.append(

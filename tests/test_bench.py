@@ -248,7 +248,7 @@ def test_without_matplotlib_the_plot_says_what_to_install(null_bundle: Path, tmp
 
 def test_matmul_nbits_layout() -> None:
     codes = np.arange(-8, 8, dtype=np.int8).repeat(4).reshape(32, 2)  # K 32, N 2
-    packed, scales = to_matmul_nbits(codes, np.array([[0.5, 2.0], [1.0, 3.0]], np.float32))
+    packed, scales = to_matmul_nbits(codes, np.array([[0.5, 2.0], [1.0, 3.0]], np.float32), 4)
     assert packed.shape == (2, 2, 8) and scales.tolist() == [[0.5, 1.0], [2.0, 3.0]]
     unpacked = np.stack([packed & 15, packed >> 4], axis=-1).reshape(2, 32)
     assert (unpacked.astype(int) - 8 == codes.T).all()

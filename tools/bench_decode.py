@@ -86,7 +86,7 @@ def measure(
     if bundle.manifest.precision == "int4" and bundle.manifest.attention == "portable":
         graph = output / f"{path.name}-gqa.onnx"
         write_gqa_decoder(bundle, graph)
-        comparison = compare_with_gqa(bundle, graph, threads=threads, repeats=3 * repeats)
+        comparison = compare_with_gqa(bundle, graph, threads=threads, repeats=repeats)
         for file in (graph, graph.with_name(graph.name + ".data")):
             file.unlink()
     return Measured(

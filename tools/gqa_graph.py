@@ -1,6 +1,6 @@
 """The same decoder in ONNX Runtime's own operators, to compare with: GroupQueryAttention and MatMulNBits.
 
-Built from the int4 weights of a bundle's portable decoder, repacked and otherwise unchanged. Outside the product:
+Built from the weights of a bundle's portable decoder, repacked and otherwise unchanged. Outside the product:
 such a graph runs on ONNX Runtime only, and cannot prefill two rows behind a past.
 """
 
@@ -24,20 +24,22 @@ __all__ = ["to_matmul_nbits", "write_gqa_decoder"]
 
 MS = "com.microsoft"
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
-ZERO_POINT = 8  # MatMulNBits reads unsigned codes and takes 8 off when it is given no zero points
 
 
 def to_matmul_nbits(
-    codes: NDArray[np.int8], scales: NDArray[np.float32]
+    codes: NDArray[np.int8], scales: NDArray[np.float32], bits: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Codes (K, N) of -8..7 and scales (K / block, N) in the layout of MatMulNBits.
+    """Signed codes (K, N) of `bits` 4 or 8 and scales (K / block, N) in the layout of MatMulNBits.
 
-    Returns (N, K / block, block / 2), the earlier input in the low half of a byte, and (N, K / block).
+    Returns (N, K / block, block * bits / 8), with 4 bits the earlier input in the low half of a byte, and
+    (N, K / block). Without zero points MatMulNBits takes half of the codes' range off.
     """
     inputs, outputs = codes.shape
     blocks = len(scales)
-    unsigned = (codes.T + np.int8(ZERO_POINT)).astype(np.uint8).reshape(outputs, blocks, inputs // blocks)
-    packed: NDArray[np.uint8] = unsigned[..., 0::2] | (unsigned[..., 1::2] << np.uint8(4))
+    unsigned = (codes.T.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    packed: NDArray[np.uint8] = unsigned.reshape(outputs, blocks, inputs // blocks)
+    if bits == 4:
+        packed = packed[..., 0::2] | (packed[..., 1::2] << np.uint8(4))
     return packed, np.ascontiguousarray(scales.T)
 
 
@@ -143,11 +145,13 @@ class _Decoder:
 
     def matmul(self, x: ir.Value, path: str, inputs: int, outputs: int) -> ir.Value:
         """x times the bundle's weight of this path, repacked."""
-        packed = self.array(f"{path}/weight", raw=True)
+        bits = 4 if self.weights[f"{path}/weight"].dtype == ir.DataType.INT4 else 8
+        stored = self.array(f"{path}/weight", raw=bits == 4)
         scales = self.array(f"{path}/scale")
-        weight, scale = to_matmul_nbits(unpack_int4(packed, (inputs, outputs)), scales)
+        codes = unpack_int4(stored, (inputs, outputs)) if bits == 4 else stored
+        weight, scale = to_matmul_nbits(codes, scales, bits)
         operands = [self.constant(f"{path}/weight", weight), self.constant(f"{path}/scale", scale)]
-        sizes: dict[str, Any] = {"K": inputs, "N": outputs, "bits": 4, "block_size": inputs // len(scales)}
+        sizes: dict[str, Any] = {"K": inputs, "N": outputs, "bits": bits, "block_size": inputs // len(scales)}
         return self.op("MatMulNBits", [x, *operands], **sizes, accuracy_level=4)
 
     def norm_weight(self, i: int, part: str) -> ir.Value:

@@ -95,7 +95,10 @@ def _program() -> str:
 def _table(answered: list[Answered]) -> Table:
     from rich.table import Table
 
-    caption = "x: not what the scene calls for; milliseconds to the first token and for each later one, plain above SafeCoDe"
+    caption = (
+        "x: not what the scene calls for; milliseconds to the first token and for each later one, "
+        "plain above SafeCoDe"
+    )
     table = Table(show_lines=True, caption=caption, caption_justify="left")
     for name in ("picture", "request", "plain", "verdict", "SafeCoDe"):
         table.add_column(name, overflow="fold", style="bold" if name == "request" else None)

@@ -43,9 +43,7 @@ class MeteredSession:
     def allocate(self, rows: int) -> CacheMemory:
         return self._inner.allocate(rows)
 
-    def decode(
-        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0
-    ) -> NDArray[np.float32]:
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         inner = self._inner
         before = inner.decoder_seconds if isinstance(inner, OrtSession) else 0.0
         start = perf_counter()

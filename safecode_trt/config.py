@@ -20,7 +20,8 @@ def _require(condition: bool, name: str, rule: str, value: object) -> None:
 
 
 def _finite(name: str, value: float, low: float, high: float = math.inf) -> None:
-    _require(math.isfinite(value) and low <= value <= high, name, f"between {low:g} and {high:g}", value)
+    rule = f"a number of at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+    _require(math.isfinite(value) and low <= value <= high, name, rule, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,15 +36,7 @@ class DecoderRunner:
         return self._features
 
     def allocate(self, rows: int) -> CacheMemory:
-        g = self._geometry
-        return HostCache(
-            slabs=2 * g.num_hidden_layers,
-            rows=rows,
-            heads=g.num_key_value_heads,
-            capacity=g.context_length,
-            dim=g.head_dim,
-            dtype=self._dtype,
-        )
+        return HostCache.for_decoder(self._geometry, rows, self._dtype)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> Array:
         assert isinstance(memory, HostCache)

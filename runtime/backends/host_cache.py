@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from safecode_trt.contract import Geometry
 from safecode_trt.runtime.session import Prefix
 
 __all__ = ["HostCache"]
@@ -22,6 +23,18 @@ class HostCache:
         self, *, slabs: int, rows: int, heads: int, capacity: int, dim: int, dtype: DTypeLike
     ) -> None:
         self.data: NDArray[Any] = np.zeros((slabs, rows, heads, capacity, dim), dtype=dtype)
+
+    @classmethod
+    def for_decoder(cls, geometry: Geometry, rows: int, dtype: DTypeLike) -> HostCache:
+        """Memory for the keys and values of every layer of a decoder."""
+        return cls(
+            slabs=2 * geometry.num_hidden_layers,
+            rows=rows,
+            heads=geometry.num_key_value_heads,
+            capacity=geometry.context_length,
+            dim=geometry.head_dim,
+            dtype=dtype,
+        )
 
     @property
     def rows(self) -> int:

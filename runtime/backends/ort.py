@@ -83,15 +83,7 @@ class OrtSession:
 
     def allocate(self, rows: int) -> CacheMemory:
         """Zeroed memory for `rows` rows."""
-        g = self.geometry
-        return HostCache(
-            slabs=2 * g.num_hidden_layers,
-            rows=rows,
-            heads=g.num_key_value_heads,
-            capacity=g.context_length,
-            dim=g.head_dim,
-            dtype=self._dtype,
-        )
+        return HostCache.for_decoder(self.geometry, rows, self._dtype)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         """One pass over C rows; see `Session.decode`."""

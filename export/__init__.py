@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safecode_trt.bundle import Bundle, file_entry, new_bundle, write_manifest
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.contract import decoder_graph, vision_graph
+from safecode_trt.contract import ACTIVATION_DTYPE, decoder_graph
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.config import ExportConfig
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, VISION_ENCODER, Manifest
@@ -43,13 +43,13 @@ def export_bundle(
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
     spec = load_spec(model)
     geometry = package.geometry(spec, config)
-    precision = config.precision
+    precision, dtype = config.precision, ACTIVATION_DTYPE[config.precision]
     graphs = {
-        VISION_ENCODER: vision_graph(geometry, precision, spec.image_size),
-        DECODER: decoder_graph(geometry, precision),
+        VISION_ENCODER: spec.vision_graph(dtype),
+        DECODER: decoder_graph(geometry, precision, spec.decoder_inputs(dtype)),
     }
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
-    checkpoint = Checkpoint(model)
+    checkpoint = Checkpoint(model, spec.renames)
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
         package.copy_settings(model, folder)
@@ -73,7 +73,7 @@ def export_bundle(
 
         report("vision encoder", 0, 1)
         write_vision_encoder(
-            checkpoint, spec.model_type, graphs[VISION_ENCODER], folder / VISION_ENCODER, precision=precision
+            checkpoint, spec, graphs[VISION_ENCODER], folder / VISION_ENCODER, precision=precision
         )
         report("vision encoder", 1, 1)
 

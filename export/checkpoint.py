@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,23 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Checkpoint:
     """The tensors of a checkpoint folder by name; the files are mapped, not read.
 
+    A name that begins with the first of a pair of `renames` is known by the second instead; the first pair that
+    fits counts.
+
     Raises:
         CheckpointError: the folder has no safetensors weights, or a file of the index is missing or broken.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, renames: Sequence[tuple[str, str]] = ()) -> None:
         self.folder = folder
         self._files, names = _weight_files(folder)
-        self._tensors: dict[str, MappedTensor] = {}
+        found: dict[str, MappedTensor] = {}
         for path in self._files:
-            self._tensors.update(map_tensors(path))
+            found.update(map_tensors(path))
         for name, file in names.items():
-            if name not in self._tensors:
+            if name not in found:
                 raise CheckpointError(f"{folder / INDEX} places {name} in {file}, which does not have it")
+        self._tensors = {_renamed(name, renames): tensor for name, tensor in found.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -86,6 +90,13 @@ class Checkpoint:
         for path in (self.folder / "config.json", *self._files):
             digest.update(f"{path.name} {file_entry(path).sha256}\n".encode())
         return digest.hexdigest()
+
+
+def _renamed(name: str, renames: Sequence[tuple[str, str]]) -> str:
+    for old, new in renames:
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name
 
 
 def _release(tensor: MappedTensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.models import ModelSpec
 
-__all__ = ["write_embeddings", "write_tensor"]
+__all__ = ["write_embeddings", "write_tensors"]
 
 FLOATS = ("F16", "BF16", "F32")
 
@@ -28,14 +29,19 @@ def write_embeddings(checkpoint: Checkpoint, spec: ModelSpec, path: Path) -> Non
     table = checkpoint.mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
     if table.dtype not in FLOATS:
         raise CheckpointError(f"{table.name} has type {table.dtype}; expected one of {', '.join(FLOATS)}")
-    write_tensor(path, "embed_tokens", table.data, table.dtype)
+    write_tensors(path, {"embed_tokens": (table.data, table.dtype)})
 
 
-def write_tensor(path: Path, name: str, data: NDArray[Any], dtype: str) -> None:
-    """Writes a safetensors file with one tensor; `dtype` is the format's word for the array's type."""
-    entry = {"dtype": dtype, "shape": list(data.shape), "data_offsets": [0, data.nbytes]}
-    header = json.dumps({name: entry}).encode()
+def write_tensors(path: Path, tensors: Mapping[str, tuple[NDArray[Any], str]]) -> None:
+    """Writes a safetensors file of arrays by name, each with the format's word for its type."""
+    entries, offset = {}, 0
+    for name, (data, dtype) in tensors.items():
+        span = [offset, offset + data.nbytes]
+        entries[name] = {"dtype": dtype, "shape": list(data.shape), "data_offsets": span}
+        offset += data.nbytes
+    header = json.dumps(entries).encode()
     header += b" " * (-(8 + len(header)) % 64)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        np.ascontiguousarray(data).tofile(file)
+        for data, _ in tensors.values():
+            np.ascontiguousarray(data).tofile(file)

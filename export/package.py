@@ -46,7 +46,7 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         context_length=length,
-        image_seq_len=spec.image_seq_len,
+        image_seq_len=spec.reference_layout.tokens,
     )
 
 

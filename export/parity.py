@@ -6,11 +6,9 @@ probes as rows of one batch.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +18,15 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.probes import Probe, make_probes
 from safecode_trt.manifest import GraphParity, Manifest, Parity
-from safecode_trt.models import ModelSpec
+from safecode_trt.models import Features, ModelSpec
+from safecode_trt.runtime.contexts import row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.session import Session
+from safecode_trt.runtime.vision import encode_pictures
 
-__all__ = ["Answer", "ReferenceModel", "answer_probes", "compare", "require_passed", "verify_session"]
+__all__ = ["Answer", "answer_probes", "compare", "require_passed", "verify_session"]
 
 Array = NDArray[np.float32]
 REPLY_TOKENS = 24
@@ -38,7 +38,7 @@ FP32_ABSOLUTE, FP32_RELATIVE = 2e-4, 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What transformers makes of a probe: image features (N, E), a greedy reply, and logits.
+    """What transformers makes of a probe: image features (tokens, E), a greedy reply, and logits.
 
     `logits` (led + len(reply) - 1, V) belong to the prompt's last `led` positions and to the reply's.
     """
@@ -46,19 +46,6 @@ class Answer:
     features: Array
     reply: tuple[int, ...]
     logits: Array
-
-
-class ReferenceModel(Protocol):
-    """A checkpoint in transformers, in float32; each family's file makes one with `reference_model(folder)`."""
-
-    def features(self, pixel_values: Array) -> Array:
-        """(P, 3, S, S) to image features (P, N, E)."""
-
-    def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:
-        """The greedy reply up to its end token, at most `count` tokens."""
-
-    def logits(self, probe: Probe, reply: Sequence[int]) -> Array:
-        """Logits (n + len(reply), V) of the prompt and the reply behind it."""
 
 
 def verify_session(
@@ -75,34 +62,37 @@ def verify_session(
     """
     probes = make_probes(spec, PromptBuilder(folder, spec))
     report("comparison", 0, 2)
-    answers = answer_probes(folder, spec.model_type, probes, manifest.special_tokens.eos_token_ids)
+    answers = answer_probes(folder, spec, probes, manifest.special_tokens.eos_token_ids)
     report("comparison", 1, 2)
     text = spec.text
-    table = Checkpoint(folder).mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
+    checkpoint = Checkpoint(folder, spec.renames)
+    table = checkpoint.mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
     builder = FeedBuilder(text, table, manifest.geometry.context_length)
-    parity = compare(session, builder, probes, answers, manifest.precision)
+    parity = compare(session, builder, spec, probes, answers, manifest.precision)
     report("comparison", 2, 2)
     require_passed(parity, manifest.precision)
     return parity
 
 
 def answer_probes(
-    folder: Path, model_type: str, probes: Sequence[Probe], ends: Sequence[int]
+    folder: Path, spec: ModelSpec, probes: Sequence[Probe], ends: Sequence[int]
 ) -> list[Answer]:
     """What transformers answers; the model is loaded here and given up again."""
-    family = importlib.import_module(f"safecode_trt.export.families.{model_type}")
-    model: ReferenceModel = family.reference_model(folder)
+    from safecode_trt.export.model import TransformersModel
+
+    model = TransformersModel(folder, spec)
     answers = []
     for probe in probes:
         reply = model.greedy(probe, REPLY_TOKENS, ends)
         logits = model.logits(probe, reply)[len(probe.token_ids) - probe.led : -1]
-        answers.append(Answer(features=model.features(probe.pixel_values)[0], reply=reply, logits=logits))
+        answers.append(Answer(features=model.features(probe), reply=reply, logits=logits))
     return answers
 
 
 def compare(
     session: Session,
     builder: FeedBuilder,
+    spec: ModelSpec,
     probes: Sequence[Probe],
     answers: Sequence[Answer],
     precision: Precision,
@@ -112,8 +102,8 @@ def compare(
     Raises:
         CapacityError: a probe does not fit into the cache.
     """
-    features = session.encode(np.concatenate([probe.pixel_values for probe in probes]))
-    led = _lead(session, builder, probes, features, [answer.reply for answer in answers])
+    features = encode_pictures(session, spec, [probe.picture for probe in probes])
+    led = _lead(session, builder, spec, probes, features, [answer.reply for answer in answers])
     expected = [answer.logits for answer in answers]
     hits = [got.argmax(-1) == want.argmax(-1) for got, want in zip(led, expected, strict=True)]
     kept = total = 0
@@ -121,7 +111,10 @@ def compare(
         same = logits[probe.led - 1 :].argmax(-1) == np.array(answer.reply)
         kept += len(same) if same.all() else int(same.argmin())
         total += len(same)
-    vision = _difference(features, np.stack([answer.features for answer in answers]))
+    vision = _difference(
+        np.concatenate([found["image_features"] for found in features]),
+        np.concatenate([answer.features for answer in answers]),
+    )
     decoder = _difference(np.concatenate(led), np.concatenate(expected))
     top1, greedy = float(np.concatenate(hits).mean()), kept / total
     passed = top1 >= LEAST_TOP1[precision] and all(
@@ -158,25 +151,24 @@ def require_passed(parity: Parity, precision: Precision) -> None:
 def _lead(
     session: Session,
     builder: FeedBuilder,
+    spec: ModelSpec,
     probes: Sequence[Probe],
-    features: Array,
+    features: Sequence[Features],
     replies: Sequence[Sequence[int]],
 ) -> list[Array]:
     """Logits of each probe's compared positions: one prefill, then the remaining tokens one by one."""
     cache = KVCache(session.allocate(len(probes)), rows=len(probes))
     rows, starts = [], []
-    for probe, row_features, reply in zip(probes, features, replies, strict=True):
-        embeds = builder.embed(np.append(probe.token_ids, reply[:-1]).astype(np.int64))
-        embeds[probe.image_places] = row_features
-        rows.append(embeds)
+    for probe, seen, reply in zip(probes, features, replies, strict=True):
+        token_ids = np.append(probe.token_ids, reply[:-1]).astype(np.int64)
+        rows.append(row_prompt(token_ids, ("real", None), seen, [probe.picture.layout], spec, builder))
         starts.append(len(probe.token_ids) - probe.led + 1)
     logits: list[list[Array]] = [[] for _ in rows]
     done = np.zeros(len(rows), np.int64)
     counts = np.array(starts, np.int64)
     while counts.any():
         cache.require(int(counts.max()))
-        parts = [row[at : at + count] for row, at, count in zip(rows, done, counts, strict=True)]
-        found = session.decode(builder.feeds(parts, counts, cache), cache.memory)
+        found = session.decode(builder.feeds(rows, counts, cache), cache.memory)
         cache.advance(counts)
         done += counts
         for kept, row_logits, count in zip(logits, found, counts, strict=True):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.models import ModelSpec, Tiling
-from safecode_trt.runtime.image import noise_picture, normalise
+from safecode_trt.models import Layout, ModelSpec
+from safecode_trt.runtime.image import noise_views, normalise
 from safecode_trt.runtime.prompt import Message, PromptBuilder
+from safecode_trt.runtime.vision import PictureInput
 
 __all__ = ["Probe", "make_probes"]
 
@@ -24,46 +26,48 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A normalised picture (1, 3, S, S) and the token ids (n,) of a prompt that shows it.
+    """A drawn picture and the token ids (n,) of a prompt that shows it.
 
-    `image_places` are the positions of its image tokens; the last `led` tokens of the prompt, all of them
-    text, are compared one by one.
+    The last `led` tokens of the prompt, all of them text, are compared one by one.
     """
 
-    pixel_values: NDArray[np.float32]
+    picture: PictureInput
     token_ids: NDArray[np.int64]
-    image_places: NDArray[np.int64]
     led: int
 
 
-def make_probes(spec: ModelSpec, prompts: PromptBuilder) -> tuple[Probe, ...]:
-    """The probes for a model."""
-    # The whole picture as one tile: it needs no resizing, and every family has this form.
-    whole = Tiling(resizes=(), rows=0, columns=0, tile=spec.image_size)
+def make_probes(
+    spec: ModelSpec, prompts: PromptBuilder, layouts: Sequence[Layout] | None = None
+) -> tuple[Probe, ...]:
+    """The probes for a model: one for each layout, by default the reference layout every time."""
     probes = []
-    for seed, question in enumerate(QUESTIONS):
-        token_ids = prompts.encode([Message(role="user", text=question, images=1)], [whole])
-        places = np.flatnonzero(token_ids == spec.image_token_id)
-        probe = Probe(
-            pixel_values=normalise(_picture(spec.image_size, seed), spec),
-            token_ids=token_ids,
-            image_places=places,
-            led=min(LED, len(token_ids) - 1 - int(places.max())),
+    for seed, layout in enumerate(layouts or [spec.reference_layout] * len(QUESTIONS)):
+        messages = [Message(role="user", text=QUESTIONS[seed % len(QUESTIONS)], images=1)]
+        token_ids = prompts.encode(messages, [layout])
+        last_image = int(np.flatnonzero(token_ids == spec.image_token_id).max())
+        picture = PictureInput(
+            layout=layout,
+            views=normalise(_views(layout, seed), spec),
+            words=prompts.words(messages) if spec.words_tokenizer else None,
         )
-        probes.append(probe)
+        led = min(LED, len(token_ids) - 1 - last_image)
+        probes.append(Probe(picture=picture, token_ids=token_ids, led=led))
     return tuple(probes)
 
 
-def _picture(size: int, seed: int) -> NDArray[np.float32]:
-    """(1, S, S, 3): a slanted gradient with coloured boxes; the last is noise."""
+def _views(layout: Layout, seed: int) -> list[NDArray[np.float32]]:
+    """Slanted gradients with coloured boxes (height, width, 3); the last picture is noise."""
     if seed == len(QUESTIONS) - 1:
-        return noise_picture(size, 0.5, seed)
+        return noise_views(layout, 0.5, seed)
     draw = np.random.Generator(np.random.PCG64(seed))
-    ramp = np.linspace(0, 1, size, dtype=np.float32)
-    slope = draw.uniform(0, 0.5, (2, 3)).astype(np.float32)
-    picture = ramp[:, None, None] * slope[0] + ramp[None, :, None] * slope[1]
-    for _ in range(4):
-        top, left = draw.integers(0, max(size * 3 // 4, 1), 2)
-        height, width = draw.integers(max(size // 8, 1), max(size // 2, 2), 2)
-        picture[top : top + height, left : left + width] = draw.uniform(0, 1, 3)
-    return picture[None]
+    views = []
+    for width, height in (view.size for view in layout.views):
+        down, along = (np.linspace(0, 1, size, dtype=np.float32) for size in (height, width))
+        slope = draw.uniform(0, 0.5, (2, 3)).astype(np.float32)
+        view = down[:, None, None] * slope[0] + along[None, :, None] * slope[1]
+        for _ in range(4):
+            top, left = draw.integers(0, max(height * 3 // 4, 1)), draw.integers(0, max(width * 3 // 4, 1))
+            tall, wide = draw.integers(max(height // 8, 1), max(height // 2, 2), 2)
+            view[top : top + tall, left : left + wide] = draw.uniform(0, 1, 3)
+        views.append(view)
+    return views

@@ -6,13 +6,18 @@ Knows nothing of families; imports torch when called.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from safecode_trt.contract import GraphSpec, Precision
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.quiet import quiet
+from safecode_trt.models import ModelSpec
+from safecode_trt.runtime.image import noise_views, normalise
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,15 +27,15 @@ __all__ = ["write_vision_encoder"]
 # The newest opset before Attention became an operator: TensorRT 10.3 reads it, and TensorRT builds it in float32
 # too, where it has no fused kernel for Attention. ONNX Runtime's processor time is the same for both.
 OPSET = 20
-MOST_PICTURES = 1024
+MOST = 1 << 16
 
 
 def write_vision_encoder(
-    checkpoint: Checkpoint, model_type: str, graph: GraphSpec, path: Path, *, precision: Precision
+    checkpoint: Checkpoint, spec: ModelSpec, graph: GraphSpec, path: Path, *, precision: Precision
 ) -> None:
     """Traces the encoder and writes it to `path`, its weights beside it to `path` + ".data".
 
-    `graph` is `contract.vision_graph`. Quantised precisions keep this graph in float32.
+    `graph` is `ModelSpec.vision_graph`. Quantised precisions keep this graph in float32.
 
     Raises:
         CheckpointError: a tensor is missing or wrong, or the traced graph is not that of the contract.
@@ -38,26 +43,44 @@ def write_vision_encoder(
     import onnx_ir as ir
     import torch
 
-    family = importlib.import_module(f"safecode_trt.export.families.{model_type}")
+    family = importlib.import_module(f"safecode_trt.export.families.{spec.model_type}")
     module: nn.Module = family.vision_encoder(checkpoint.folder, checkpoint)
-    (pixels,) = graph.inputs
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    # Two pictures: a size of one would be taken for a constant.
-    example = torch.zeros(2, *(int(size) for size in pixels.shape[1:]), dtype=dtype)
+    example = _example(spec)
+    dims = {
+        axis: torch.export.Dim(axis, min=1, max=MOST)
+        for tensor in graph.inputs
+        for axis in tensor.shape
+        if isinstance(axis, str)
+    }
+    shapes = {
+        tensor.name: {i: dims[axis] for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+        for tensor in graph.inputs
+    }
+    tensors = (torch.from_numpy(example[tensor.name]) for tensor in graph.inputs)
     with torch.no_grad(), quiet():
         program = torch.onnx.export(
             module.to(dtype),
-            (example,),
+            tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors),
             dynamo=True,
             opset_version=OPSET,
-            input_names=[pixels.name],
-            output_names=[graph.outputs[0].name],
-            dynamic_shapes={pixels.name: {0: torch.export.Dim("P", min=1, max=MOST_PICTURES)}},
+            input_names=[tensor.name for tensor in graph.inputs],
+            output_names=[tensor.name for tensor in graph.outputs],
+            dynamic_shapes=shapes,
             verbose=False,
         )
     model = cast(Any, program).model
     _check(model, graph)
     ir.save(model, path, external_data=path.name + ".data", alignment=4096, align_threshold=4096)
+
+
+def _example(spec: ModelSpec) -> Mapping[str, Any]:
+    """Inputs of two pictures in the reference layout: an axis of one would be taken for a constant."""
+    layout = spec.reference_layout
+    views = normalise(noise_views(layout, 0.5, 0), spec)
+    words = np.arange(1, 8, dtype=np.int64) if spec.words_tokenizer else None
+    inputs = spec.vision_inputs(views, layout, words)
+    return {name: np.concatenate([x, x]) for name, x in inputs.items()}
 
 
 def _check(model: Any, graph: GraphSpec) -> None:

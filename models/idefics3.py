@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safecode_trt.contract import GraphSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
-from safecode_trt.models.spec import ModelSpec, TextConfig, Tiling, WeightNames, read_json
+from safecode_trt.models.layout import Layout, Size, View, tiles
+from safecode_trt.models.spec import ModelSpec, TextConfig, WeightNames, read_json
 
 __all__ = ["Idefics3Spec", "load"]
 
@@ -82,30 +84,46 @@ class Idefics3Spec(ModelSpec):
     def image_placeholder(self) -> str:
         return IMAGE
 
-    def tiling(self, width: int, height: int) -> Tiling:
+    @property
+    def reference_layout(self) -> Layout:
+        return self._layout(((self.image_size, self.image_size),))
+
+    def vision_graph(self, dtype: str) -> GraphSpec:
+        return square_vision_graph(self.image_size, self.image_seq_len, self.text.hidden_size, dtype)
+
+    def layout(self, width: int, height: int) -> Layout:
         first = _longest_edge(width, height, self.longest_edge)
         size = self.image_size
         if not self.do_image_splitting:
-            return Tiling(resizes=(first,), rows=0, columns=0, tile=size)
-        width, height = _whole_tiles(*first, size)
-        rows, columns = height // size, width // size
+            return self._layout((first,))
+        whole = _whole_tiles(*first, size)
+        columns, rows = whole[0] // size, whole[1] // size
         if max(rows, columns) > GRID_TOKENS:
             raise CheckpointError(
                 f"size.longest_edge {self.longest_edge} makes {rows} x {columns} tiles; "
                 f"the tokenizer has row and column tokens up to {GRID_TOKENS}"
             )
-        if rows * columns == 1:
-            rows = columns = 0
-        return Tiling(resizes=(first, (width, height)), rows=rows, columns=columns, tile=size)
+        return (
+            self._layout((first, whole), rows, columns)
+            if rows * columns > 1
+            else self._layout((first, whole))
+        )
 
-    def image_text(self, tiling: Tiling) -> str:
+    def _layout(self, resizes: tuple[Size, ...], rows: int = 0, columns: int = 0) -> Layout:
+        """The tiles row by row, the whole picture last."""
+        size = self.image_size
+        whole = View(resizes=(*resizes, (size, size)))
+        views = (*tiles(resizes, rows, columns, size), whole)
+        return Layout(views=views, tokens=len(views) * self.image_seq_len, rows=rows, columns=columns)
+
+    def image_text(self, layout: Layout) -> str:
         features = IMAGE * self.image_seq_len
         whole = f"{FAKE}{GLOBAL}{features}{FAKE}"
-        if tiling.rows == 0:
+        if layout.rows == 0:
             return whole
         grid = "".join(
-            "".join(f"{FAKE}<row_{r + 1}_col_{c + 1}>{features}" for c in range(tiling.columns)) + "\n"
-            for r in range(tiling.rows)
+            "".join(f"{FAKE}<row_{r + 1}_col_{c + 1}>{features}" for c in range(layout.columns)) + "\n"
+            for r in range(layout.rows)
         )
         return f"{grid}\n{whole}"
 

@@ -11,14 +11,32 @@ import json
 import pkgutil
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from safecode_trt.errors import CheckpointError
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["ModelSpec", "TextConfig", "Tiling", "WeightNames", "known_model_types", "load_spec", "read_json"]
+from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.errors import CheckpointError
+from safecode_trt.models.layout import Layout
+
+__all__ = [
+    "Features",
+    "ModelSpec",
+    "TextConfig",
+    "WeightNames",
+    "known_model_types",
+    "load_spec",
+    "read_json",
+]
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+Features = Mapping[str, Floats]
+"""What the vision encoder says of a picture, by name; axis 0 counts positions, and pictures are joined on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,42 +100,38 @@ class WeightNames:
     layer: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tiling:
-    """How a picture becomes the vision encoder's inputs.
-
-    The picture is resized to each of `resizes` (width, height) in turn, cut into rows x columns tiles of
-    `tile` pixels (none if rows is 0), and the whole, resized to one tile, comes last.
-    """
-
-    resizes: tuple[tuple[int, int], ...]
-    rows: int
-    columns: int
-    tile: int
-
-    @property
-    def count(self) -> int:
-        """How many vision inputs the picture makes."""
-        return self.rows * self.columns + 1
-
-
 class ModelSpec(ABC):
-    """What the exporter and the runtime must know of a family; one subclass per model_type."""
+    """What the exporter and the runtime must know of a family; one subclass per model_type.
+
+    `renames` turn the beginnings of tensor names, as older checkpoints have them, into those that `weights` and
+    the family's vision encoder use. `chat_template` stands in for a checkpoint without one.
+    """
 
     model_type: str
     text: TextConfig
     weights: WeightNames
     image_token_id: int
-    image_seq_len: int
-    image_size: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     rescale_factor: float
     resample: int
+    renames: tuple[tuple[str, str], ...] = ()
+    chat_template: str | None = None
+    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder.
+    words_tokenizer: str | None = None
 
     @abstractmethod
-    def tiling(self, width: int, height: int) -> Tiling:
-        """The tiles of a picture of this size."""
+    def layout(self, width: int, height: int) -> Layout:
+        """The views of a picture of this size.
+
+        Raises:
+            PictureError: the family has no layout for such a picture.
+        """
+
+    @property
+    @abstractmethod
+    def reference_layout(self) -> Layout:
+        """The layout of the picture that stands for none, and of those that an export is tested with."""
 
     @property
     @abstractmethod
@@ -125,8 +139,49 @@ class ModelSpec(ABC):
         """The text that the chat template writes where a picture goes."""
 
     @abstractmethod
-    def image_text(self, tiling: Tiling) -> str:
-        """The text that replaces the placeholder: one image token per image feature, with its markers."""
+    def image_text(self, layout: Layout) -> str:
+        """The text that replaces the placeholder: `layout.tokens` image tokens with their markers."""
+
+    @abstractmethod
+    def vision_graph(self, dtype: str) -> GraphSpec:
+        """The vision encoder's inputs and outputs; every input's first axis is P."""
+
+    def vision_inputs(
+        self, views: Sequence[Floats], layout: Layout, words: NDArray[np.int64] | None
+    ) -> Mapping[str, Array]:
+        """The vision encoder's inputs for one picture: `views` are normalised, each (3, height, width).
+
+        `words` (n,) are the request's, where the family has a `words_tokenizer`.
+        """
+        return {"pixel_values": np.stack(views)}
+
+    def features(self, outputs: Mapping[str, Floats], layout: Layout) -> Features:
+        """One picture's features from the vision encoder's outputs, in the order of its image tokens.
+
+        `image_features` (tokens, E) replace the embeddings of the image tokens; others are the family's own.
+        """
+        found = outputs["image_features"]
+        return {"image_features": found.reshape(-1, found.shape[-1])}
+
+    def reference_features(self, features: Features, layout: Layout) -> Features:
+        """The features of the picture that stands for none, repeated as often as a picture's layout needs."""
+        return {name: np.resize(x, (layout.tokens, *x.shape[1:])) for name, x in features.items()}
+
+    def decoder_inputs(self, dtype: str) -> tuple[TensorSpec, ...]:
+        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row."""
+        return ()
+
+    def positions(self, token_ids: NDArray[np.int64], layouts: Sequence[Layout]) -> NDArray[np.int64]:
+        """Rotary positions (axes, n + 1) of a prompt; the last is that of the first token behind it."""
+        return np.arange(len(token_ids) + 1, dtype=np.int64)[None]
+
+    def token_inputs(self, token_ids: NDArray[np.int64], features: Features) -> Mapping[str, Array]:
+        """The decoder's own inputs for each token of a prompt, each (n + 1, ...): the last for all behind it."""
+        return {}
+
+    def row_inputs(self, features: Features) -> Mapping[str, Array]:
+        """The decoder's own inputs for a whole row."""
+        return {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -147,7 +202,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"spec"}))
+    return tuple(sorted(set(files) - {"layout", "spec", "text"}))
 
 
 def load_spec(folder: Path) -> ModelSpec:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safecode_trt.policy.base import Policy, Steering, StepTrace, Verdict
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.rows import Tail
 from safecode_trt.runtime.session import Session
 
 __all__ = ["Sampler", "Token", "decode"]
@@ -41,6 +42,7 @@ def decode(
     session: Session,
     cache: KVCache,
     builder: FeedBuilder,
+    tail: Tail,
 ) -> Iterator[Token]:
     """Yields tokens without end; the consumer stops. `first_logits` (C, V) are those of the prefill.
 
@@ -64,7 +66,7 @@ def decode(
         step += 1
         cache.keep(plan.rows("steered") if step < steering.steps else 1)
         cache.require(1)
-        logits = session.decode(builder.step(token_id, cache), cache.memory)
+        logits = session.decode(builder.step(token_id, cache, tail), cache.memory)
         cache.advance(np.ones(cache.rows, np.int64))
 
 

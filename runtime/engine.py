@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -15,26 +16,37 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import EMBEDDINGS, REFERENCE
-from safecode_trt.models import load_spec
-from safecode_trt.policy.base import Picture, Plan, Policy
+from safecode_trt.models import Features, load_spec
+from safecode_trt.policy.base import Context, Plan, Policy
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.backends import open_session
-from safecode_trt.runtime.contexts import row_prompts
+from safecode_trt.runtime.contexts import Look, look_of, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
-from safecode_trt.runtime.image import PictureSource, add_noise, normalise, open_picture, tile_pixels
+from safecode_trt.runtime.image import PictureSource, open_picture
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import run_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 from safecode_trt.runtime.reply import Chunk, Reply
-from safecode_trt.runtime.request import PrefixKey, Request, as_messages, prefix_key, prepare
+from safecode_trt.runtime.request import PrefixKey, Request, as_messages, prepare
+from safecode_trt.runtime.rows import RowPrompt, Tail, tail_of
 from safecode_trt.runtime.session import CacheMemory, Prefix, Session
+from safecode_trt.runtime.vision import look_features
 from safecode_trt.tensors import map_tensors
 
 __all__ = ["Engine"]
 
 KEPT_PREFIXES = 4
 _ONE_PICTURE = (str, Path, bytes, Image.Image)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefilled:
+    """First logits (C, V) of a request, its filled cache, and what its tokens behind the prompts share."""
+
+    logits: NDArray[np.float32]
+    cache: KVCache
+    tail: Tail
 
 
 class Engine:
@@ -116,47 +128,28 @@ class Engine:
 
         return Generation(self, request_for, policy, sampling, cancel).chunks(request_for(policy.plan))
 
-    def features(self, request: Request, *, seed: int) -> dict[Picture, NDArray[np.float32]]:
-        """Image features (image tokens, E) of every picture that the plan shows, in one vision call."""
-        wanted = {context.picture for context in request.plan.contexts}
-        if not request.images:
-            return {}
-        pixels = np.concatenate(
-            [
-                tile_pixels(image, tiling, self.spec.resample)
-                for image, tiling in zip(request.images, request.tilings, strict=True)
-            ]
-        )
-        shown = [pixels]
-        if "noised" in wanted:
-            shown.append(add_noise(pixels, request.plan.sigma, seed))
-        encoded = self.session.encode(normalise(np.concatenate(shown), self.spec))
-        parts = np.split(encoded, len(shown))
-        width = encoded.shape[-1]
-        features: dict[Picture, NDArray[np.float32]] = {"real": parts[0].reshape(-1, width)}
-        if "noised" in wanted:
-            features["noised"] = parts[1].reshape(-1, width)
-        if "cached" in wanted:
-            features["cached"] = np.tile(self._reference(), (len(pixels), 1))
-        return features
+    def features(self, request: Request, *, seed: int) -> dict[Look, Features]:
+        """The features of everything that the plan's rows look at."""
+        return look_features(self.session, self.spec, request, seed=seed, reference=self._reference)
 
-    def prefill(
-        self, request: Request, features: dict[Picture, NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], KVCache]:
-        """First logits (C, V) of a request and its filled cache; give the cache to `release` afterwards."""
-        plan, image_token_id = request.plan, self.spec.image_token_id
-        rows = row_prompts(plan, request.tokens, features, image_token_id, self.builder)
+    def prefill(self, request: Request, features: dict[Look, Features]) -> Prefilled:
+        """A request's rows in a cache; give the cache to `release` afterwards."""
+        rows = [self._row(request, context, features) for context in request.plan.contexts]
         cache = KVCache(self._memory(len(rows)), rows=len(rows))
         for row, prefix in request.prefixes.items():
             cache.load(row, prefix)
         logits = run_prefill(request.prefill, rows, self.session, cache, self.builder)
-        for row, context in enumerate(plan.contexts):
-            length, key = prefix_key(context, request.tokens[context.prompt], image_token_id)
-            if length and key not in self._prefixes:
+        for row, (length, key) in request.prefix_keys.items():
+            if key not in self._prefixes:
                 self._prefixes[key] = cache.save(row, length)
                 if len(self._prefixes) > KEPT_PREFIXES:
                     self._prefixes.popitem(last=False)
-        return logits, cache
+        return Prefilled(logits=logits, cache=cache, tail=tail_of(rows))
+
+    def _row(self, request: Request, context: Context, features: dict[Look, Features]) -> RowPrompt:
+        look = look_of(context, self.spec)
+        token_ids, seen = request.tokens[context.prompt], features.get(look, {})
+        return row_prompt(token_ids, look, seen, request.layouts, self.spec, self.builder)
 
     def release(self, cache: KVCache) -> None:
         """Takes a reply's memory back for the next one."""
@@ -169,8 +162,8 @@ class Engine:
                 return memory
         return self.session.allocate(rows)
 
-    def _reference(self) -> NDArray[np.float32]:
-        return map_tensors(self.bundle.file(REFERENCE))["image_features"].float32()
+    def _reference(self) -> Features:
+        return {name: x.float32() for name, x in map_tensors(self.bundle.file(REFERENCE)).items()}
 
     def close(self) -> None:
         """Releases the backend."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from safecode_trt.models import TextConfig
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.rope import rope_tables
+from safecode_trt.runtime.rows import RowPrompt, Tail
 from safecode_trt.runtime.session import DecoderFeeds
 from safecode_trt.tensors import MappedTensor
 
@@ -17,6 +19,7 @@ __all__ = ["FeedBuilder"]
 
 # Far below any score, and still finite in float16: a softmax weight of exactly 0 without infinities.
 MASKED = np.float32(-30000.0)
+TEXT_TAIL = Tail()
 
 
 class FeedBuilder:
@@ -25,49 +28,86 @@ class FeedBuilder:
     def __init__(self, text: TextConfig, embed_tokens: MappedTensor, capacity: int) -> None:
         self._table = embed_tokens
         self._cos, self._sin = rope_tables(text, capacity)
-        self._positions = np.arange(capacity, dtype=np.int64)
+        self._positions = np.arange(capacity + 1, dtype=np.int64)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) token ids to (n, E) embeddings; only these rows are read."""
         return self._table.rows(token_ids)
 
+    def text_row(self, token_ids: NDArray[np.int64]) -> RowPrompt:
+        """A row of (n,) token ids without pictures."""
+        positions = self._positions[None, : len(token_ids) + 1]
+        return RowPrompt(keys=token_ids, embeds=self.embed(token_ids), positions=positions)
+
     def feeds(
-        self,
-        rows: Sequence[NDArray[np.float32]],
-        counts: NDArray[np.int64],
-        cache: KVCache,
-        *,
-        first_row: int = 0,
+        self, rows: Sequence[RowPrompt], counts: NDArray[np.int64], cache: KVCache, *, first_row: int = 0
     ) -> DecoderFeeds:
-        """One pass that writes `rows[c]` (counts[c], E) behind what row first_row + c holds.
+        """One pass that writes the next `counts[c]` tokens of each prompt behind what row first_row + c holds.
 
         Rows shorter than the longest are padded; padding is written behind the row, where no query of the
         row looks before it is overwritten. Each row's logits are those of its last real position.
         """
         new = max(int(counts.max()), 1)
         starts = cache.lengths[first_row : first_row + len(rows)].copy()
-        embeds = np.zeros((len(rows), new, self._table.shape[1]), np.float32)
-        for target, row in zip(embeds, rows, strict=True):
-            target[: len(row)] = row
-        return self._assemble(embeds, starts, np.maximum(counts - 1, 0)[:, None])
+        spans = [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
-    def step(self, token_id: int, cache: KVCache) -> DecoderFeeds:
+        def padded(parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+            """(C, T, ...) of the rows' parts, each (its count, ...)."""
+            given = list(parts)
+            block = np.zeros((len(given), new, *given[0].shape[1:]), given[0].dtype)
+            for target, part in zip(block, given, strict=True):
+                target[: len(part)] = part
+            return block
+
+        def positions(row: RowPrompt, span: slice) -> NDArray[np.int64]:
+            return row.positions[:, span].T
+
+        pairs = list(zip(rows, spans, strict=True))
+        return self._assemble(
+            padded(row.embeds[span] for row, span in pairs),
+            np.moveaxis(padded(positions(row, span) for row, span in pairs), -1, 0),
+            starts,
+            np.maximum(counts - 1, 0)[:, None],
+            {
+                name: padded(row.token_inputs[name][span] for row, span in pairs)
+                for name in rows[0].token_inputs
+            },
+            {name: np.stack([row.row_inputs[name] for row in rows]) for name in rows[0].row_inputs},
+        )
+
+    def step(self, token_id: int, cache: KVCache, tail: Tail = TEXT_TAIL) -> DecoderFeeds:
         """One pass that writes the same token behind every carried row."""
         rows = cache.rows
-        embeds = np.repeat(self.embed(np.array([token_id]))[None], rows, axis=0)
-        return self._assemble(embeds, cache.lengths[:rows].copy(), np.zeros((rows, 1), np.int64))
+        starts = cache.lengths[:rows].copy()
+        positions = np.broadcast_to((starts + tail.offsets[:rows])[None, :, None], (tail.axes, rows, 1))
+        return self._assemble(
+            np.repeat(self.embed(np.array([token_id]))[None], rows, axis=0),
+            positions,
+            starts,
+            np.zeros((rows, 1), np.int64),
+            {name: x[:rows] for name, x in tail.token_inputs.items()},
+            {name: x[:rows] for name, x in tail.row_inputs.items()},
+        )
 
     def _assemble(
-        self, embeds: NDArray[np.float32], starts: NDArray[np.int64], logit_positions: NDArray[np.int64]
+        self,
+        embeds: NDArray[np.float32],
+        positions: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        logit_positions: NDArray[np.int64],
+        token_inputs: Mapping[str, NDArray[Any]],
+        row_inputs: Mapping[str, NDArray[Any]],
     ) -> DecoderFeeds:
         new = embeds.shape[1]
-        positions = starts[:, None] + self._positions[:new]  # (C, T)
-        visible = self._positions[: int(starts.max()) + new] <= positions[..., None]  # (C, T, K)
+        queries = starts[:, None] + self._positions[:new]  # (C, T)
+        visible = self._positions[: int(starts.max()) + new] <= queries[..., None]  # (C, T, K)
         return DecoderFeeds(
             inputs_embeds=embeds,
-            rope_cos=self._cos[positions],
-            rope_sin=self._sin[positions],
+            rope_cos=self._cos[positions[0]],
+            rope_sin=self._sin[positions[0]],
             write_indices=starts,
             attention_bias=np.where(visible, np.float32(0), MASKED)[:, None],
             logit_positions=logit_positions,
+            token_inputs=token_inputs,
+            row_inputs=row_inputs,
         )

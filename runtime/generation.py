@@ -67,18 +67,19 @@ class Generation:
         features = engine.features(request, seed=self._sampling.seed)
         self._vision_s = self._elapsed()
         self._check_time("the vision encoder")
-        logits, cache = engine.prefill(request, features)
+        ready = engine.prefill(request, features)
         try:
             self._prefill_s = self._elapsed() - self._vision_s
             self._check_time("the prompt")
             tokens = decode(
-                logits,
+                ready.logits,
                 policy=policy,
                 sampler=make_sampler(self._sampling),
                 history=request.tokens["request"].tolist(),
                 session=engine.session,
-                cache=cache,
+                cache=ready.cache,
                 builder=engine.builder,
+                tail=ready.tail,
             )
             while True:
                 try:
@@ -94,7 +95,7 @@ class Generation:
                 if (reason := self._over(token)) is not None:
                     return reason
         finally:
-            engine.release(cache)
+            engine.release(ready.cache)
 
     def _note(self, token: Token) -> None:
         if not self._first_token_s:

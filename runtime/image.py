@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
@@ -12,18 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from safecode_trt.errors import PictureError
-from safecode_trt.models import ModelSpec, Tiling
+from safecode_trt.models import Layout, ModelSpec, Size
 
 __all__ = [
     "MAX_PIXELS",
     "PictureSource",
     "add_noise",
-    "noise_picture",
+    "noise_views",
     "normalise",
     "open_picture",
-    "tile_pixels",
+    "picture_views",
 ]
 
+Pixels = NDArray[np.float32]
 PictureSource = str | Path | bytes | Image.Image
 MAX_PIXELS = 100_000_000
 
@@ -53,35 +55,46 @@ def open_picture(source: PictureSource) -> Image.Image:
         raise PictureError(f"{name} cannot be decoded: {error}") from error
 
 
-def tile_pixels(image: Image.Image, tiling: Tiling, resample: int) -> NDArray[np.float32]:
-    """(P, S, S, 3) in [0, 1]: the tiles row by row, the whole picture last."""
-    how, size = Image.Resampling(resample), tiling.tile
-    for width, height in tiling.resizes:
-        image = image.resize((width, height), how)
-    boxes = [(c * size, r * size) for r in range(tiling.rows) for c in range(tiling.columns)]
-    tiles = [image.crop((x, y, x + size, y + size)) for x, y in boxes] + [image.resize((size, size), how)]
-    return np.stack([np.asarray(tile, dtype=np.uint8) for tile in tiles]).astype(np.float32) / np.float32(255)
+def picture_views(image: Image.Image, layout: Layout, resample: int) -> list[Pixels]:
+    """The layout's views of a picture, each (height, width, 3) in [0, 1]."""
+    how = Image.Resampling(resample)
+    resized: dict[tuple[Size, ...], Image.Image] = {(): image}
+    views = []
+    for view in layout.views:
+        for done in range(1, len(view.resizes) + 1):
+            steps = view.resizes[:done]
+            if steps not in resized:
+                resized[steps] = resized[steps[:-1]].resize(steps[-1], how)
+        seen = resized[view.resizes] if view.box is None else resized[view.resizes].crop(view.box)
+        views.append(np.asarray(seen, dtype=np.uint8).astype(np.float32) / np.float32(255))
+    return views
 
 
-def add_noise(pixels: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.float32]:
-    """Gaussian noise on [0, 1] pixels, clamped (arXiv 2509.19212); the same seed gives the same picture.
+def add_noise(pictures: Sequence[Sequence[Pixels]], sigma: float, seed: int) -> list[list[Pixels]]:
+    """Gaussian noise on the [0, 1] views of pictures, clamped (arXiv 2509.19212); a seed is one noise.
 
-    `pixels` are at the model's resolution: noise on a large photo would be averaged away by resizing.
+    The views are at the model's resolution: noise on a large photo would be averaged away by resizing.
     """
-    noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(pixels.shape, dtype=np.float32)
-    return np.clip(pixels + np.float32(sigma) * noise, 0, 1)
+    draw = np.random.Generator(np.random.PCG64(seed))
+
+    def noised(view: Pixels) -> Pixels:
+        return np.clip(view + np.float32(sigma) * draw.standard_normal(view.shape, dtype=np.float32), 0, 1)
+
+    return [[noised(view) for view in views] for views in pictures]
 
 
-def noise_picture(size: int, sigma: float, seed: int) -> NDArray[np.float32]:
-    """A (1, S, S, 3) picture of noise on mid-grey, which shows nothing."""
-    return add_noise(np.full((1, size, size, 3), 0.5, np.float32), sigma, seed)
+def noise_views(layout: Layout, sigma: float, seed: int) -> list[Pixels]:
+    """The layout's views of noise on mid-grey, which shows nothing."""
+    sizes = [view.size for view in layout.views]
+    (views,) = add_noise([[np.full((h, w, 3), 0.5, np.float32) for w, h in sizes]], sigma, seed)
+    return views
 
 
-def normalise(pixels: NDArray[np.float32], spec: ModelSpec) -> NDArray[np.float32]:
-    """(P, S, S, 3) in [0, 1] to the vision encoder's (P, 3, S, S)."""
+def normalise(views: Sequence[Pixels], spec: ModelSpec) -> list[Pixels]:
+    """Pixels (height, width, 3) in [0, 1] to the vision encoder's (3, height, width)."""
     mean, std = np.array(spec.image_mean, np.float32), np.array(spec.image_std, np.float32)
-    scaled = pixels * np.float32(255 * spec.rescale_factor)
-    return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
+    scale = np.float32(255 * spec.rescale_factor)
+    return [np.ascontiguousarray(((view * scale - mean) / std).transpose(2, 0, 1)) for view in views]
 
 
 def _stream(source: str | Path | bytes) -> str | Path | BytesIO:

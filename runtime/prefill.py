@@ -15,26 +15,13 @@ from numpy.typing import NDArray
 
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.rows import RowPrompt
 from safecode_trt.runtime.session import Session
 
-__all__ = ["Fork", "Pass", "Phase", "PrefillPlan", "RowPrompt", "plan_prefill", "run_prefill"]
+__all__ = ["Fork", "Pass", "Phase", "PrefillPlan", "plan_prefill", "run_prefill"]
 
 # What a pass costs by itself, in tokens: it reads all weights once (tools/bench_decode.py prints the break-even).
 PASS_COST = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowPrompt:
-    """One row's prompt: `keys` (n,) are equal where two rows see the same token or image feature.
-
-    `embeds` is (n, E).
-    """
-
-    keys: NDArray[np.int64]
-    embeds: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +119,7 @@ def run_prefill(
         for step in phase.passes:
             first, counts = step.first_row, np.array(step.counts, np.int64)
             cache.require(int(counts.max()), first_row=first, rows=len(counts))
-            spans = zip(rows[first:], step.starts, step.counts, strict=False)
-            parts = [row.embeds[start : start + count] for row, start, count in spans]
-            feeds = builder.feeds(parts, counts, cache, first_row=first)
+            feeds = builder.feeds(rows[first : first + len(counts)], counts, cache, first_row=first)
             last.append(session.decode(feeds, cache.memory, first_row=first).copy())
             cache.advance(counts, first_row=first)
         for fork in phase.forks:

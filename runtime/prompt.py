@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from safecode_trt.errors import BundleError, PromptError
-from safecode_trt.models import ModelSpec, Tiling
+from safecode_trt.models import Layout, ModelSpec
 
 __all__ = ["Message", "PromptBuilder"]
 
@@ -41,22 +41,21 @@ class PromptBuilder:
 
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._spec = spec
-        try:
-            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+        self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        words = spec.words_tokenizer
+        self._words = _read_tokenizer(folder / words) if words else None
         settings = _read_settings(folder / "tokenizer_config.json")
-        self._template = _compile(folder, settings)
+        self._template = _compile(folder, settings, spec.chat_template)
         self._variables = {
             name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
         }
         added = self.tokenizer.get_added_tokens_decoder().values()
         self._controls = tuple(sorted({token.content for token in added if token.content}))
 
-    def encode(self, messages: Sequence[Message], tilings: Sequence[Tiling]) -> NDArray[np.int64]:
+    def encode(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> NDArray[np.int64]:
         """Token ids (n,) of the conversation with the opening of the assistant's turn.
 
-        `tilings` are the pictures in order; each makes as many image tokens as it has features.
+        `layouts` are those of the pictures in order; each makes as many image tokens as it has features.
 
         Raises:
             PromptError: the template refuses the messages, or the pictures do not match them.
@@ -69,15 +68,30 @@ class PromptBuilder:
         cut = f"\ue000{secrets.token_hex(8)}\ue000"
         text = self._render(messages, cut)
         pieces = text.split(self._spec.image_placeholder)
-        if len(pieces) - 1 != len(tilings):
+        if len(pieces) - 1 != len(layouts):
             raise PromptError(
-                f"the prompt has places for {len(pieces) - 1} pictures, but {len(tilings)} were given"
+                f"the prompt has places for {len(pieces) - 1} pictures, but {len(layouts)} were given"
             )
         text = pieces[0] + "".join(
-            self._spec.image_text(tiling) + piece for tiling, piece in zip(tilings, pieces[1:], strict=True)
+            self._spec.image_text(layout) + piece for layout, piece in zip(layouts, pieces[1:], strict=True)
         )
-        parts = [self.tokenizer.encode(part, add_special_tokens=False).ids for part in text.split(cut)]
+        # A template that writes the first token itself must not get it twice.
+        bare = text.startswith(self._variables.get("bos_token") or cut)
+        first, *rest = text.split(cut)
+        parts = [self.tokenizer.encode(first, add_special_tokens=not bare).ids]
+        parts += [self.tokenizer.encode(part, add_special_tokens=False).ids for part in rest]
         return np.array([token for part in parts for token in part], dtype=np.int64)
+
+    def words(self, messages: Sequence[Message]) -> NDArray[np.int64]:
+        """The conversation (n,) in the words that the vision encoder reads, without pictures.
+
+        Raises:
+            PromptError: the template refuses the messages.
+        """
+        if self._words is None:
+            raise PromptError("the vision encoder of this family reads no words")
+        text = self._render(messages, "").replace(self._spec.image_placeholder, "")
+        return np.array(self._words.encode(text).ids, dtype=np.int64)
 
     def _render(self, messages: Sequence[Message], cut: str) -> str:
         turns = [
@@ -110,6 +124,13 @@ class PromptBuilder:
         return text
 
 
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BundleError(f"{path} cannot be read: {error}") from error
+
+
 def _read_settings(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
@@ -120,9 +141,9 @@ def _read_settings(path: Path) -> Mapping[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _compile(folder: Path, settings: Mapping[str, Any]) -> jinja2.Template:
+def _compile(folder: Path, settings: Mapping[str, Any], default: str | None) -> jinja2.Template:
     path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template")
+    source = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template", default)
     if not isinstance(source, str):
         raise BundleError(f"{folder} has no chat_template.jinja; expected the template of an instruct model")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

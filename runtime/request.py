@@ -10,26 +10,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from safecode_trt.errors import CapacityError, PromptError
-from safecode_trt.models import ModelSpec, Tiling
-from safecode_trt.policy.base import Context, Plan, Prompt
-from safecode_trt.runtime.contexts import judge_messages, row_keys
+from safecode_trt.models import Layout, ModelSpec
+from safecode_trt.policy.base import Plan, Prompt
+from safecode_trt.runtime.contexts import Look, judge_messages, look_of, row_keys
 from safecode_trt.runtime.prefill import PrefillPlan, plan_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 from safecode_trt.runtime.session import Prefix
 
-__all__ = ["PrefixKey", "Request", "as_messages", "prefix_key", "prepare"]
+__all__ = ["PrefixKey", "Request", "as_messages", "prepare"]
 
 PrefixKey = bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a reply starts from. `prefixes` are kept keys and values by row; `prefill` counts on them."""
+    """What a reply starts from. `prefixes` are kept keys and values by row; `prefill` counts on them.
+
+    `words` are the prompts' for a vision encoder that reads them; `prefix_keys` name what is worth keeping.
+    """
 
     plan: Plan
     images: tuple[Image.Image, ...]
-    tilings: tuple[Tiling, ...]
+    layouts: tuple[Layout, ...]
     tokens: Mapping[Prompt, NDArray[np.int64]]
+    words: Mapping[Prompt, NDArray[np.int64]]
+    prefix_keys: Mapping[int, tuple[int, PrefixKey]]
     prefixes: Mapping[int, Prefix]
     prefill: PrefillPlan
 
@@ -49,16 +54,19 @@ def as_messages(prompt: str | Sequence[Message], images: int) -> list[Message]:
     return single
 
 
-def prefix_key(context: Context, token_ids: NDArray[np.int64], image_token_id: int) -> tuple[int, PrefixKey]:
-    """Length and identity of the prefix of a row that does not depend on the request, 0 if there is none.
+def _prefix_key(
+    token_ids: NDArray[np.int64], look: Look, positions: NDArray[np.int64], image_token_id: int
+) -> tuple[int, PrefixKey] | None:
+    """Length and identity of the prefix of a row that does not depend on the request, if there is one.
 
     Only a cached picture makes one worth keeping: the prompt up to its last image token.
     """
     places = np.flatnonzero(token_ids == image_token_id)
-    if context.picture != "cached" or not len(places):
-        return 0, b""
+    if look[0] != "cached" or not len(places):
+        return None
     length = min(int(places[-1]) + 1, len(token_ids) - 1)
-    return length, row_keys(token_ids[:length], context.picture, image_token_id).tobytes()
+    keys = row_keys(token_ids[:length], look, image_token_id)
+    return length, keys.tobytes() + positions[:, :length].tobytes()
 
 
 def prepare(
@@ -77,17 +85,22 @@ def prepare(
         PromptError: the messages cannot become a prompt.
         CapacityError: the prompt and one new token do not fit into `capacity` positions.
     """
-    tilings = tuple(spec.tiling(image.width, image.height) for image in images)
-    tokens: dict[Prompt, NDArray[np.int64]] = {"request": prompts.encode(messages, tilings)}
+    layouts = tuple(spec.layout(image.width, image.height) for image in images)
+    asked: dict[Prompt, Sequence[Message]] = {"request": messages}
     if any(context.prompt == "judge" for context in plan.contexts):
-        tokens["judge"] = prompts.encode(judge_messages(messages, plan.judge_template), tilings)
-    keys, prefixes = [], {}
+        asked["judge"] = judge_messages(messages, plan.judge_template)
+    tokens = {prompt: prompts.encode(turns, layouts) for prompt, turns in asked.items()}
+    words = {prompt: prompts.words(turns) for prompt, turns in asked.items()} if spec.words_tokenizer else {}
+    positions = {prompt: spec.positions(token_ids, layouts) for prompt, token_ids in tokens.items()}
+    keys, prefixes, prefix_keys = [], {}, {}
     for row, context in enumerate(plan.contexts):
-        token_ids = tokens[context.prompt]
-        keys.append(row_keys(token_ids, context.picture, spec.image_token_id))
-        length, key = prefix_key(context, token_ids, spec.image_token_id)
-        if length and (prefix := kept(key)) is not None:
-            prefixes[row] = prefix
+        token_ids, look = tokens[context.prompt], look_of(context, spec)
+        keys.append(row_keys(token_ids, look, spec.image_token_id))
+        known = _prefix_key(token_ids, look, positions[context.prompt], spec.image_token_id)
+        if known is not None:
+            prefix_keys[row] = known
+            if (prefix := kept(known[1])) is not None:
+                prefixes[row] = prefix
     done = [prefixes[row].length if row in prefixes else 0 for row in range(len(keys))]
     prefill = plan_prefill(keys, done)
     if prefill.capacity >= capacity:
@@ -98,8 +111,10 @@ def prepare(
     return Request(
         plan=plan,
         images=tuple(images),
-        tilings=tilings,
+        layouts=layouts,
         tokens=tokens,
+        words=words,
+        prefix_keys=prefix_keys,
         prefixes=prefixes,
         prefill=prefill,
     )

@@ -6,7 +6,8 @@ Shapes follow `contract.py`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,10 @@ class DecoderFeeds:
     write_indices: NDArray[np.int64]  # (C,)
     attention_bias: NDArray[np.float32]  # (C, 1, T, K)
     logit_positions: NDArray[np.int64]  # (C, 1)
+    token_inputs: Mapping[str, Array] = field(default_factory=dict)  # the family's own, each (C, T, ...)
+    row_inputs: Mapping[str, Array] = field(
+        default_factory=dict
+    )  # the same for all passes of a row, (C, ...)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,8 @@ class Session(Protocol):
     @property
     def name(self) -> str: ...
 
-    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(P, 3, S, S) normalised pictures to (P, N, E) image features."""
+    def encode(self, inputs: Mapping[str, Array]) -> Mapping[str, NDArray[np.float32]]:
+        """The vision encoder's outputs for its inputs, all by name."""
 
     def allocate(self, rows: int) -> CacheMemory:
         """Memory for `rows` rows of the bundle's context length, not initialised."""

@@ -19,7 +19,7 @@ __all__ = [
     "Precision",
     "TensorSpec",
     "decoder_graph",
-    "vision_graph",
+    "square_vision_graph",
 ]
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -67,11 +67,14 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
 
-def decoder_graph(geometry: Geometry, precision: Precision) -> GraphSpec:
+def decoder_graph(
+    geometry: Geometry, precision: Precision, family_inputs: tuple[TensorSpec, ...] = ()
+) -> GraphSpec:
     """The decoder: embeddings in, logits of one position per row out, the cache updated in place.
 
     `attention_bias` is additive and holds causality, padding and row lengths; `logit_positions` says which
-    of the T positions each row wants logits for; `write_indices` where each row's new keys go.
+    of the T positions each row wants logits for; `write_indices` where each row's new keys go. `family_inputs`
+    are what `ModelSpec.decoder_inputs` adds.
     """
     g, dtype = geometry, ACTIVATION_DTYPE[precision]
     cache = ("C", g.num_key_value_heads, g.context_length, g.head_dim)
@@ -84,6 +87,7 @@ def decoder_graph(geometry: Geometry, precision: Precision) -> GraphSpec:
             TensorSpec(name="write_indices", dtype="int64", shape=("C",)),
             TensorSpec(name="attention_bias", dtype=dtype, shape=("C", 1, "T", "K")),
             TensorSpec(name="logit_positions", dtype="int64", shape=("C", 1)),
+            *family_inputs,
             *(TensorSpec(name=f"past_key_values.{i}.{part}", dtype=dtype, shape=cache) for i, part in parts),
         ),
         outputs=(
@@ -93,11 +97,9 @@ def decoder_graph(geometry: Geometry, precision: Precision) -> GraphSpec:
     )
 
 
-def vision_graph(geometry: Geometry, precision: Precision, image_size: int) -> GraphSpec:
-    """The vision encoder with its projector: P normalised square pictures in, their image features out."""
-    dtype = ACTIVATION_DTYPE[precision]
-    features = ("P", geometry.image_seq_len, geometry.hidden_size)
+def square_vision_graph(image_size: int, tokens: int, hidden_size: int, dtype: str) -> GraphSpec:
+    """The commonest vision encoder: P square pictures in, as many image features out of each."""
     return GraphSpec(
         inputs=(TensorSpec(name="pixel_values", dtype=dtype, shape=("P", 3, image_size, image_size)),),
-        outputs=(TensorSpec(name="image_features", dtype=dtype, shape=features),),
+        outputs=(TensorSpec(name="image_features", dtype=dtype, shape=("P", tokens, hidden_size)),),
     )

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from make_random_checkpoint import SIZES, write_checkpoint
+from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
+from tests.family_checkpoints import FamilyCheckpoints
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Idefics3 checkpoint of a few ten thousand weights."""
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    write_checkpoint(folder, SIZES["tiny"])
+    write_checkpoint(folder)
     return folder
 
 
@@ -29,3 +30,9 @@ def tiny_bundle(tiny_checkpoint: Path) -> Iterator[Bundle]:
     yield export_bundle(
         tiny_checkpoint, tiny_checkpoint.with_name("bundle"), config=ExportConfig(precision="fp32")
     )
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> FamilyCheckpoints:
+    """Checkpoints and bundles of the families."""
+    return FamilyCheckpoints(tmp_path_factory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ class DecoderRunner:
         self._geometry, self._dtype = geometry, np.dtype(ACTIVATION_DTYPE[precision])
         self._features = features
 
-    def encode(self, pixel_values: Array) -> Array:
+    def encode(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         assert self._features is not None
-        return self._features
+        return {"image_features": self._features}
 
     def allocate(self, rows: int) -> CacheMemory:
         return HostCache.for_decoder(self._geometry, rows, self._dtype)
@@ -75,7 +76,7 @@ def greedy(session: DecoderRunner, builder: FeedBuilder, prompt: Array, count: i
 def prefill(session: DecoderRunner, builder: FeedBuilder, cache: KVCache, prompts: list[Array]) -> Array:
     """Writes prompts of any lengths as rows of one pass; logits (C, V) at the end of each."""
     counts = np.array([len(prompt) for prompt in prompts], np.int64)
-    feeds = builder.feeds([builder.embed(prompt) for prompt in prompts], counts, cache)
+    feeds = builder.feeds([builder.text_row(prompt) for prompt in prompts], counts, cache)
     logits = session.decode(feeds, cache.memory)
     cache.advance(counts)
     return logits

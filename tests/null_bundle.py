@@ -10,7 +10,7 @@ import numpy as np
 
 from safecode_trt.bundle import file_entry, write_manifest
 from safecode_trt.config import SafeCodeConfig
-from safecode_trt.contract import Geometry, decoder_graph, vision_graph
+from safecode_trt.contract import Geometry, decoder_graph
 from safecode_trt.manifest import (
     DECODER,
     EMBEDDINGS,
@@ -50,13 +50,13 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
         context_length=capacity,
-        image_seq_len=spec.image_seq_len,
+        image_seq_len=spec.reference_layout.tokens,
     )
     draw = np.random.Generator(np.random.PCG64(7))
     save_tensor(
         folder / EMBEDDINGS, "embed_tokens", draw.standard_normal((text.vocab_size, text.hidden_size))
     )
-    features = draw.standard_normal((spec.image_seq_len, text.hidden_size))
+    features = draw.standard_normal((spec.reference_layout.tokens, text.hidden_size))
     save_tensor(folder / REFERENCE, "image_features", features)
     (folder / "onnx").mkdir()
     for graph in (VISION_ENCODER, DECODER):
@@ -67,7 +67,7 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
         attention="portable",
         geometry=geometry,
         graphs={
-            VISION_ENCODER: vision_graph(geometry, "fp32", spec.image_size),
+            VISION_ENCODER: spec.vision_graph("float32"),
             DECODER: decoder_graph(geometry, "fp32"),
         },
         special_tokens=SpecialTokens(image_token_id=spec.image_token_id, eos_token_ids=(2,)),

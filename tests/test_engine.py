@@ -169,9 +169,9 @@ def test_no_time_for_the_steered_steps_is_a_refusal(engine: Engine, monkeypatch:
     assert ask(engine, None, sampling).finish_reason in ("time_limit", "fallback")
     encode = null(engine).encode
 
-    def slow(pixels: np.ndarray) -> np.ndarray:
+    def slow(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         time.sleep(0.02)
-        return encode(pixels)
+        return encode(inputs)
 
     monkeypatch.setattr(engine.session, "encode", slow)
     late = ask(engine, PAPER, replace(SHORT, time_limit=0.01))

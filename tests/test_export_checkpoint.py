@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from make_random_checkpoint import SIZES, write_checkpoint
+from make_random_checkpoint import make_config, write_checkpoint
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.models import load_spec
@@ -24,7 +24,7 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    write_checkpoint(tmp_path / "sharded", SIZES["tiny"], shard_bytes=100_000)
+    write_checkpoint(tmp_path / "sharded", shard_bytes=100_000)
     return tmp_path / "sharded"
 
 
@@ -121,9 +121,9 @@ def test_damage_is_one_clear_error(sharded: Path, damage: Callable[[Path], objec
 
 @pytest.mark.parametrize("size", ["tiny", "demo"])
 def test_random_checkpoints_are_complete(tmp_path: Path, size: str) -> None:
-    write_checkpoint(tmp_path, SIZES[size], dtype="F16")
+    write_checkpoint(tmp_path, "idefics3", size, dtype="F16")
     spec = load_spec(tmp_path)
     text = spec.text
-    assert text.hidden_size == SIZES[size].hidden_size
+    assert text.hidden_size == make_config("idefics3", size).text_config.hidden_size
     table = Checkpoint(tmp_path).mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
     assert table.dtype == "F16"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from safecode_trt.errors import PictureError
-from safecode_trt.models import load_spec
-from safecode_trt.runtime.image import add_noise, noise_picture, normalise, open_picture, tile_pixels
+from safecode_trt.models import Layout, View, load_spec
+from safecode_trt.runtime.image import add_noise, noise_views, normalise, open_picture, picture_views
 from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
@@ -56,9 +56,9 @@ def test_an_animation_is_its_first_frame() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (30, 200), (200, 30), (1, 500), (1000, 3)])
 def test_any_shape_fits_the_encoder(size: tuple[int, int]) -> None:
-    pixels = tile_pixels(drawn(*size), SPEC.tiling(*size), SPEC.resample)
-    assert pixels.shape == (1, SPEC.image_size, SPEC.image_size, 3)
-    assert normalise(pixels, SPEC).shape == (1, 3, SPEC.image_size, SPEC.image_size)
+    (view,) = picture_views(drawn(*size), SPEC.layout(*size), SPEC.resample)
+    assert view.shape == (96, 96, 3)
+    assert normalise([view], SPEC)[0].shape == (3, 96, 96)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -85,9 +85,15 @@ def test_what_is_no_picture_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 def test_noise_is_seeded_clamped_and_absent_at_sigma_zero() -> None:
-    pixels = np.full((1, 32, 32, 3), 0.5, np.float32)
-    first, again, other = add_noise(pixels, 0.1, 1), add_noise(pixels, 0.1, 1), add_noise(pixels, 0.1, 2)
+    view = np.full((32, 32, 3), 0.5, np.float32)
+
+    def noised(sigma: float, seed: int) -> list[np.ndarray]:
+        return add_noise([[view, view], [view]], sigma, seed)[0]
+
+    first, again, other = noised(0.1, 1), noised(0.1, 1), noised(0.1, 2)
     assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert abs(float((first - pixels).std()) - 0.1) < 0.01
-    assert noise_picture(32, 5.0, 0).min() == 0 and noise_picture(32, 5.0, 0).max() == 1
-    assert np.array_equal(add_noise(pixels, 0.0, 3), pixels)
+    assert not np.array_equal(first[0], first[1])
+    assert abs(float((first[0] - view).std()) - 0.1) < 0.01
+    (loud,) = noise_views(Layout(views=(View(resizes=((20, 30),)),), tokens=1), 5.0, 0)
+    assert loud.shape == (30, 20, 3) and loud.min() == 0 and loud.max() == 1
+    assert np.array_equal(noised(0.0, 3)[0], view)

@@ -20,7 +20,8 @@ from safecode_trt.policy.base import Combined, Context, Fallback, Plan, Verdict
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.kv_cache import KVCache
-from safecode_trt.runtime.prefill import RowPrompt, plan_prefill, run_prefill
+from safecode_trt.runtime.prefill import plan_prefill, run_prefill
+from safecode_trt.runtime.rows import RowPrompt
 
 PICTURE = Image.fromarray((np.indices((40, 60)).sum(0)[..., None] * [2, 3, 1] % 256).astype(np.uint8))
 REQUEST = "can i touch it?"
@@ -39,7 +40,7 @@ def prompts(engine: Engine, lengths: tuple[int, ...], *, shared: int = 0, seed: 
     vocab = engine.bundle.manifest.geometry.vocab_size
     head = draw.integers(0, vocab, shared)
     rows = [np.concatenate([head, draw.integers(0, vocab, n - shared)]) for n in lengths]
-    return [RowPrompt(keys=row, embeds=engine.builder.embed(row)) for row in rows]
+    return [engine.builder.text_row(row) for row in rows]
 
 
 def prefill(
@@ -133,9 +134,9 @@ def test_the_pictures_go_through_the_encoder_in_one_call(
     shapes = []
     encode = engine.session.encode
 
-    def counting(pixel_values: np.ndarray) -> np.ndarray:
-        shapes.append(pixel_values.shape[0])
-        return encode(pixel_values)
+    def counting(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        shapes.append(len(inputs["pixel_values"]))
+        return encode(inputs)
 
     monkeypatch.setattr(engine.session, "encode", counting)
     policy = make_policy("safecode-paper", engine.bundle.manifest.safecode)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from safecode_trt.models import load_spec
 from safecode_trt.models.idefics3 import Idefics3Spec
-from safecode_trt.runtime.image import normalise, open_picture, tile_pixels
+from safecode_trt.runtime.image import normalise, open_picture, picture_views
 from tests.null_bundle import DEMO
 
 transformers = pytest.importorskip("transformers")
@@ -54,10 +54,10 @@ def test_pixels_and_tiles(size: tuple[int, int], splitting: bool, edge: int) -> 
     ours, theirs = specs(splitting, edge)
     image = drawn(*size)
     expected = theirs(images=[image], return_row_col_info=True, return_tensors="np")  # type: ignore[operator]
-    tiling = ours.tiling(*size)
-    assert [[tiling.rows]] == expected["rows"] and [[tiling.columns]] == expected["cols"]
-    pixels = normalise(tile_pixels(image, tiling, ours.resample), ours)
-    assert pixels.shape == expected["pixel_values"][0].shape and len(pixels) == tiling.count
+    layout = ours.layout(*size)
+    assert [[layout.rows]] == expected["rows"] and [[layout.columns]] == expected["cols"]
+    pixels = np.stack(normalise(picture_views(image, layout, ours.resample), ours))
+    assert pixels.shape == expected["pixel_values"][0].shape
     np.testing.assert_allclose(pixels, expected["pixel_values"][0], atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_modes(mode: str) -> None:
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     expected = theirs(images=[image], return_tensors="np")["pixel_values"][0]  # type: ignore[operator]
     picture = open_picture(image)
-    pixels = tile_pixels(picture, ours.tiling(*picture.size), ours.resample)
+    pixels = picture_views(picture, ours.layout(*picture.size), ours.resample)
     np.testing.assert_allclose(normalise(pixels, ours), expected, atol=1e-5)
 
 
@@ -77,6 +77,6 @@ def test_modes(mode: str) -> None:
 def test_image_text(size: tuple[int, int]) -> None:
     ours, _ = specs(True, 384)
     processor = transformers.AutoProcessor.from_pretrained(DEMO)
-    tiling = ours.tiling(*size)
-    inputs = {"rows": [[tiling.rows]], "cols": [[tiling.columns]]}
-    assert ours.image_text(tiling) == processor.replace_image_token(inputs, image_idx=0)
+    layout = ours.layout(*size)
+    inputs = {"rows": [[layout.rows]], "cols": [[layout.columns]]}
+    assert ours.image_text(layout) == processor.replace_image_token(inputs, image_idx=0)

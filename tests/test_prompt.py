@@ -14,12 +14,12 @@ from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
 BUILDER = PromptBuilder(DEMO, SPEC)
-TILING = SPEC.tiling(96, 96)
+LAYOUT = SPEC.layout(96, 96)
 CONTROLS = [t.content for t in BUILDER.tokenizer.get_added_tokens_decoder().values()]
 
 
 def ask(text: str, images: int = 1) -> np.ndarray:
-    return BUILDER.encode([Message(role="user", text=text, images=images)], [TILING] * images)
+    return BUILDER.encode([Message(role="user", text=text, images=images)], [LAYOUT] * images)
 
 
 def test_the_tokens_are_those_of_transformers() -> None:

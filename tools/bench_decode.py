@@ -20,8 +20,9 @@ from time import perf_counter
 
 from bare_decoder import BreakEven, Comparison, break_even, compare_with_gqa
 from gqa_graph import write_gqa_decoder
-from make_random_checkpoint import SIZES, write_checkpoint
+from make_random_checkpoint import make_config, write_checkpoint
 from process_figures import ProcessFigures, process_figures
+from random_families import family
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.eval.bench import REQUEST, TOKENS, bench_bundle
@@ -35,8 +36,9 @@ from safecode_trt.runtime.prefill import PASS_COST
 ROOT = Path(os.path.relpath(Path(__file__).parents[1]))  # no machine's own paths in the reports
 BUILD = ROOT / "build"
 PICTURE = ROOT / "examples" / "socket.png"
+FAMILY = "idefics3"
 CONTEXT = 1024
-# The random checkpoint's tokenizer knows nine words and spells everything else in bytes. A request of 8 of its
+# The random checkpoint's tokenizer knows a few words and spells everything else in bytes. A request of 8 of its
 # words, and a judge's question of 46, are as long as ours are for a real tokenizer.
 RANDOM_REQUEST = " cannot" * 8
 RANDOM_SAFECODE = {
@@ -63,9 +65,9 @@ def random_bundle(size: str, folder: Path) -> Path:
     if (bundle / BUNDLE_JSON).is_file():
         return bundle
     print(f"making {bundle}; later runs use it again, until the folder is removed", file=sys.stderr)
-    write_checkpoint(checkpoint, SIZES[size])
+    write_checkpoint(checkpoint, FAMILY, size)
     (checkpoint / "safecode.json").write_text(json.dumps(RANDOM_SAFECODE), encoding="utf-8")
-    capacity = min(CONTEXT, SIZES[size].max_position_embeddings)
+    capacity = min(CONTEXT, make_config(FAMILY, size).text_config.max_position_embeddings)
     # Random weights have no parity to hold: their top-1 tokens are all but tied.
     config = ExportConfig(precision="int4", context_length=capacity, verify=False)
     export_bundle(checkpoint, bundle, config=config)
@@ -168,7 +170,9 @@ def _note(step: str, done: int, total: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--bundle", type=Path, action="append", help="measure this bundle; repeatable")
-    parser.add_argument("--checkpoint-size", choices=sorted(SIZES), help="measure a random checkpoint too")
+    parser.add_argument(
+        "--checkpoint-size", choices=sorted(family(FAMILY).sizes), help="measure a random checkpoint too"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0 (default) takes all cores")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (default 7)")
     parser.add_argument("--tokens", type=int, nargs="+", default=list(TOKENS), help="lengths of the replies")

@@ -6,6 +6,9 @@ positions matter here exactly as they do in a decoder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,12 +30,12 @@ class NullSession:
         self._head = draw.standard_normal((geometry.hidden_size, geometry.vocab_size), dtype=np.float32)
         self.calls: list[tuple[int, int]] = []
 
-    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features that differ with the picture's mean: (P, N, E)."""
-        g = self.geometry
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+        """Features (P, N, E) that differ with each picture's mean."""
+        g, pixels = self.geometry, inputs["pixel_values"]
         ramp = np.linspace(0.5, 1.5, g.image_seq_len * g.hidden_size, dtype=np.float32)
-        means = pixel_values.mean(axis=(1, 2, 3), dtype=np.float32)
-        return means[:, None, None] * ramp.reshape(1, g.image_seq_len, g.hidden_size)
+        means = pixels.mean(axis=tuple(range(1, pixels.ndim)), dtype=np.float32)
+        return {"image_features": means[:, None, None] * ramp.reshape(1, g.image_seq_len, g.hidden_size)}
 
     def allocate(self, rows: int) -> CacheMemory:
         g = self.geometry

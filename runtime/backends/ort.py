@@ -6,7 +6,7 @@ binds the same addresses with a smaller first axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,7 @@ from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 __all__ = ["OrtSession", "open_graph"]
 
 ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
-FEEDS = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "attention_bias", "logit_positions")
+COPIED = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "logit_positions")
 
 
 def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
@@ -72,14 +72,18 @@ class OrtSession:
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
 
-    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(P, 3, S, S) normalised pictures to (P, N, E) image features."""
-        feeds = {"pixel_values": pixel_values.astype(self._dtype, copy=False)}
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+        """The vision encoder's outputs; see `Session.encode`."""
+        feeds = {name: self._cast(value) for name, value in inputs.items()}
         try:
-            (features,) = self._vision.run(["image_features"], feeds)
+            outputs = self._vision.run(None, feeds)
         except Exception as error:  # see open_graph
             raise _failed("the vision encoder", error) from error
-        return np.asarray(features, dtype=np.float32)
+        names = (output.name for output in self._vision.get_outputs())
+        return {name: np.asarray(x, dtype=np.float32) for name, x in zip(names, outputs, strict=True)}
+
+    def _cast(self, value: NDArray[Any]) -> NDArray[Any]:
+        return value.astype(self._dtype, copy=False) if value.dtype == np.float32 else value
 
     def allocate(self, rows: int) -> CacheMemory:
         """Zeroed memory for `rows` rows."""
@@ -115,20 +119,21 @@ class OrtSession:
 
 
 class _Binding:
-    """The decoder's inputs and outputs bound for one (C, T) and rows: only the growing mask's address changes."""
+    """The decoder's inputs and outputs bound for one (C, T) and rows.
+
+    Small inputs are copied into memory that stays bound; the mask, which grows, and what a row keeps are bound
+    where they are.
+    """
 
     def __init__(
         self, io: Any, dtype: np.dtype[Any], feeds: DecoderFeeds, vocab_size: int, slabs: NDArray[Any]
     ) -> None:
         self.io, self._dtype = io, dtype
-        self._inputs: dict[str, NDArray[Any]] = {}
-        for name in FEEDS:
-            value: NDArray[Any] = getattr(feeds, name)
-            if name != "attention_bias":
-                self._inputs[name] = np.empty(
-                    value.shape, dtype if value.dtype == np.float32 else value.dtype
-                )
-                self._bind(name, self._inputs[name])
+        self._copied: dict[str, NDArray[Any]] = {}
+        self._kept: dict[str, NDArray[Any]] = {}
+        for name, value in _copied(feeds).items():
+            self._copied[name] = np.empty(value.shape, dtype if value.dtype == np.float32 else value.dtype)
+            self._bind(name, self._copied[name])
         for slab, data in enumerate(slabs):
             layer, part = divmod(slab, 2)
             name = ("key", "value")[part]
@@ -142,12 +147,17 @@ class _Binding:
         self.io.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
 
     def fill(self, feeds: DecoderFeeds) -> None:
-        """Copies the inputs of one pass in and binds its mask."""
-        for name, bound in self._inputs.items():
-            np.copyto(bound, getattr(feeds, name), casting="same_kind")
-        # Kept, because the binding holds no more than its address.
-        self._bias = np.ascontiguousarray(feeds.attention_bias, dtype=self._dtype)
-        self._bind("attention_bias", self._bias)
+        """Copies the inputs of one pass in and binds the others."""
+        for name, value in _copied(feeds).items():
+            np.copyto(self._copied[name], value, casting="same_kind")
+        for name, value in {"attention_bias": feeds.attention_bias, **feeds.row_inputs}.items():
+            # Kept, because the binding holds no more than its address.
+            self._kept[name] = np.ascontiguousarray(value, dtype=self._dtype)
+            self._bind(name, self._kept[name])
+
+
+def _copied(feeds: DecoderFeeds) -> dict[str, NDArray[Any]]:
+    return {**{name: getattr(feeds, name) for name in COPIED}, **feeds.token_inputs}
 
 
 def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:

@@ -118,7 +118,7 @@ def _result(
             tokens=tokens,
             prompt_tokens=len(prompts["plain"].tokens["request"]),
             judge_tokens=0 if judge is None else len(judge),
-            pictures=prompts["plain"].tilings[0].count,
+            pictures=len(prompts["plain"].layouts[0].views),
             visible_keys=work.visible_keys,
         ),
         ratios=_ratios(rounds, tokens),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +38,8 @@ class MeteredSession:
         self.name = inner.name
         self.calls: list[Call] = []
 
-    def encode(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._inner.encode(pixel_values)
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
+        return self._inner.encode(inputs)
 
     def allocate(self, rows: int) -> CacheMemory:
         return self._inner.allocate(rows)

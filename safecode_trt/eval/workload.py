@@ -16,7 +16,7 @@ from safecode_trt.eval.timing import Case, lasting
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 from safecode_trt.runtime import Engine
-from safecode_trt.runtime.image import normalise, tile_pixels
+from safecode_trt.runtime.image import normalise, picture_views
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.request import Request, as_messages, prepare
 
@@ -36,8 +36,8 @@ class Workload:
         self.meter = MeteredSession(engine.session)
         engine.session = self.meter
         self.policies: dict[Variant, Policy] = {name: _policy(engine, name) for name in VARIANTS}
-        size = engine.spec.image_size
-        ramp = np.arange(size * size * 3, dtype=np.uint32).reshape(size, size, 3)
+        width, height = engine.spec.reference_layout.views[0].size
+        ramp = np.arange(width * height * 3, dtype=np.uint32).reshape(height, width, 3)
         self.picture = Image.fromarray((ramp % 251).astype(np.uint8))
         self.prompts = {name: self._prepared(name) for name in VARIANTS}
         self.visible_keys = min(VISIBLE_KEYS, engine.capacity // 2)
@@ -60,23 +60,27 @@ class Workload:
     def prefill(self, rows: int) -> Case:
         """One pass over the request's prompt in every row."""
         tokens = self.prompts["plain"].tokens["request"]
-        parts = [self.engine.builder.embed(tokens)] * rows
+        prompt = self.engine.builder.text_row(tokens)
         counts = np.full(rows, len(tokens), np.int64)
 
         def run() -> None:
             cache = KVCache(self._memory, rows=rows)
-            self.engine.session.decode(self.engine.builder.feeds(parts, counts, cache), cache.memory)
+            self.engine.session.decode(
+                self.engine.builder.feeds([prompt] * rows, counts, cache), cache.memory
+            )
 
         return lasting(run)
 
     def vision(self, pictures: int) -> Case:
         """The vision encoder on so many pictures in one call, tiles included."""
-        spec, prepared = self.engine.spec, self.prompts["plain"]
-        pixels = tile_pixels(self.picture, prepared.tilings[0], spec.resample)
-        values = normalise(np.concatenate([pixels] * pictures), spec)
+        spec, layout = self.engine.spec, self.prompts["plain"].layouts[0]
+        views = normalise(picture_views(self.picture, layout, spec.resample), spec)
+        words = self.prompts["plain"].words.get("request")
+        inputs = spec.vision_inputs(views, layout, words)
+        batch = {name: np.concatenate([x] * pictures) for name, x in inputs.items()}
 
         def run() -> None:
-            self.engine.session.encode(values)
+            self.engine.session.encode(batch)
 
         return lasting(run)
 
@@ -115,9 +119,9 @@ class Workload:
         past = self.visible_keys - 1
         builder = self.engine.builder
         cache = KVCache(self._memory, rows=rows)
-        embeds = builder.embed(np.full(past, self._token()))
+        prompt = builder.text_row(np.full(past, self._token()))
         counts = np.full(rows, past, np.int64)
-        self.engine.session.decode(builder.feeds([embeds] * rows, counts, cache), cache.memory)
+        self.engine.session.decode(builder.feeds([prompt] * rows, counts, cache), cache.memory)
         cache.advance(counts)
         return cache
 

@@ -1,0 +1,63 @@
+"""The whole checkpoint as transformers runs it in float32: what the exported graphs are held against."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, GenerationConfig
+
+from safecode_trt.export.probes import Probe
+from safecode_trt.export.quiet import quiet
+from safecode_trt.models import ModelSpec
+
+__all__ = ["TransformersModel"]
+
+
+class TransformersModel:
+    """A checkpoint folder, loaded whole. The family's file says how transformers wants its inputs."""
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._family: ModuleType = importlib.import_module(f"safecode_trt.export.families.{spec.model_type}")
+        with quiet():
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self._model = model.eval()
+
+    @torch.no_grad()
+    def features(self, probe: Probe) -> NDArray[np.float32]:
+        """Image features (tokens, E) of the probe's picture."""
+        found: Tensor = self._family.image_features(self._model, self._inputs(probe, ()))
+        return found.float().numpy()
+
+    @torch.no_grad()
+    def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:
+        """The greedy reply up to its end token, at most `count` tokens."""
+        inputs = self._inputs(probe, ())
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=count, eos_token_id=list(ends), pad_token_id=ends[0]
+        )
+        with quiet():
+            found = self._model.generate(**inputs, generation_config=settings)
+        tokens: list[int] = found[0].tolist()
+        # Some models return the prompt in front of the reply, some the reply alone.
+        prompt = probe.token_ids.tolist()
+        return tuple(tokens[len(prompt) :] if tokens[: len(prompt)] == prompt else tokens)
+
+    @torch.no_grad()
+    def logits(self, probe: Probe, reply: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (n + len(reply), V) of the prompt and the reply behind it."""
+        logits: NDArray[np.float32] = self._model(**self._inputs(probe, reply)).logits[0].float().numpy()
+        return logits
+
+    def _inputs(self, probe: Probe, reply: Sequence[int]) -> dict[str, Tensor]:
+        token_ids = torch.from_numpy(np.append(probe.token_ids, reply).astype(np.int64))[None]
+        given: Mapping[str, Any] = self._family.model_inputs(self._spec, probe, token_ids)
+        return {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids), **given}

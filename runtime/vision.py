@@ -1,0 +1,79 @@
+"""Pictures of a request through the vision encoder: as few calls as their shapes allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.models import Features, Layout, ModelSpec
+from safecode_trt.runtime.contexts import Look, look_of
+from safecode_trt.runtime.image import add_noise, normalise, picture_views
+from safecode_trt.runtime.request import Request
+from safecode_trt.runtime.session import Session
+
+__all__ = ["PictureInput", "encode_pictures", "look_features"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureInput:
+    """A picture made ready: its layout, its normalised views (3, height, width), and the words asked about it."""
+
+    layout: Layout
+    views: Sequence[NDArray[np.float32]]
+    words: NDArray[np.int64] | None = None
+
+
+def look_features(
+    session: Session, spec: ModelSpec, request: Request, *, seed: int, reference: Callable[[], Features]
+) -> dict[Look, Features]:
+    """The features of everything that the rows of a request look at; `reference` reads those of the cached one."""
+    looks = list(dict.fromkeys(look_of(context, spec) for context in request.plan.contexts))
+    if not request.images:
+        return {}
+    shown = [
+        picture_views(*pair, spec.resample) for pair in zip(request.images, request.layouts, strict=True)
+    ]
+    inputs: dict[Look, list[PictureInput]] = {}
+    for look in looks:
+        picture, prompt = look
+        if picture != "cached":
+            words = None if prompt is None else request.words[prompt]
+            views = add_noise(shown, request.plan.sigma, seed) if picture == "noised" else shown
+            inputs[look] = [
+                PictureInput(layout=layout, views=normalise(own, spec), words=words)
+                for layout, own in zip(request.layouts, views, strict=True)
+            ]
+    encoded = iter(encode_pictures(session, spec, [one for pictures in inputs.values() for one in pictures]))
+    features = {look: _join([next(encoded) for _ in pictures]) for look, pictures in inputs.items()}
+    for look in looks:
+        if look[0] == "cached":
+            stand_in = reference()
+            features[look] = _join([spec.reference_features(stand_in, layout) for layout in request.layouts])
+    return features
+
+
+def encode_pictures(session: Session, spec: ModelSpec, pictures: Sequence[PictureInput]) -> list[Features]:
+    """The features of each picture; pictures whose inputs have the same shapes share a call."""
+    inputs = [spec.vision_inputs(picture.views, picture.layout, picture.words) for picture in pictures]
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for number, arrays in enumerate(inputs):
+        groups.setdefault(tuple(x.shape[1:] for x in arrays.values()), []).append(number)
+    features: dict[int, Features] = {}
+    for members in groups.values():
+        names = inputs[members[0]]
+        outputs = session.encode({name: np.concatenate([inputs[n][name] for n in members]) for name in names})
+        start = 0
+        for number in members:
+            stop = start + len(next(iter(inputs[number].values())))
+            own = {name: x[start:stop] for name, x in outputs.items()}
+            features[number] = spec.features(own, pictures[number].layout)
+            start = stop
+    return [features[number] for number in range(len(pictures))]
+
+
+def _join(pictures: Sequence[Features]) -> Features:
+    """The features of the pictures of one prompt, behind one another."""
+    return {name: np.concatenate([features[name] for features in pictures]) for name in pictures[0]}

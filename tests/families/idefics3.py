@@ -1,0 +1,37 @@
+"""Idefics3: tiles of a split picture, row and column tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from safecode_trt.models import ModelSpec
+from tests.families import FamilyCase
+
+
+def processed(folder: Path, image: Image.Image, spec: ModelSpec) -> dict[str, np.ndarray]:
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    processor = Idefics3ImageProcessorPil(**json.loads((folder / "preprocessor_config.json").read_text()))
+    return {"pixel_values": processor(images=[image], return_tensors="np")["pixel_values"][0]}
+
+
+def token_ids(folder: Path, question: str, image: Image.Image, spec: ModelSpec) -> list[int]:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(folder)
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    ids: list[int] = processor(text=text, images=[image])["input_ids"][0]
+    return ids
+
+
+CASE = FamilyCase(
+    model_type="idefics3",
+    processed=processed,
+    token_ids=token_ids,
+    changes={"preprocessor.do_image_splitting": True, "preprocessor.size": {"longest_edge": 96}},
+)

@@ -1,0 +1,125 @@
+"""Every family through the whole runtime: rows of one batch, shared prefixes, several pictures, steering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.policy import make_policy
+from safecode_trt.policy.base import Context, Plan
+from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime.contexts import look_of, row_prompt
+from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.prefill import plan_prefill, run_prefill
+from safecode_trt.runtime.request import Request, as_messages, prepare
+from safecode_trt.runtime.rows import RowPrompt, tail_of
+from tests.families import cases
+from tests.family_checkpoints import FamilyCheckpoints
+
+pytest.importorskip("transformers")
+pytest.importorskip("onnx_ir")
+
+REQUEST = "can i touch it?"
+SHORT = SamplingParams(max_new_tokens=12, ignore_eos=True)
+PICTURE = Image.fromarray((np.indices((40, 60)).sum(0)[..., None] * [2, 3, 1] % 256).astype(np.uint8))
+JUDGED = Plan(
+    contexts=(
+        Context(name="real"),
+        Context(name="noised", picture="noised", lifetime="steered"),
+        Context(name="judge", prompt="judge", lifetime="prefill"),
+    ),
+    sigma=0.5,
+    judge_template="{request} Is that safe here?",
+)
+
+
+@pytest.fixture(scope="module", params=cases(), ids=lambda case: case.model_type)
+def engine(request: pytest.FixtureRequest, made: FamilyCheckpoints) -> Iterator[Engine]:
+    bundle = made.bundle(request.param)
+    with Engine.open(bundle.path, config=RuntimeConfig(threads=1)) as opened:
+        yield opened
+
+
+def planned(engine: Engine, plan: Plan = JUDGED) -> tuple[Request, list[RowPrompt]]:
+    """A request about the picture with its rows."""
+    prepared = prepare(
+        as_messages(REQUEST, 1),
+        [PICTURE],
+        plan=plan,
+        prompts=engine.prompts,
+        spec=engine.spec,
+        capacity=engine.capacity,
+        kept=lambda key: None,
+    )
+    features = engine.features(prepared, seed=0)
+    rows = []
+    for context in plan.contexts:
+        look = look_of(context, engine.spec)
+        token_ids = prepared.tokens[context.prompt]
+        rows.append(
+            row_prompt(token_ids, look, features[look], prepared.layouts, engine.spec, engine.builder)
+        )
+    return prepared, rows
+
+
+def prefilled(engine: Engine, rows: list[RowPrompt], *, min_shared: int) -> tuple[np.ndarray, KVCache]:
+    cache = KVCache(engine.session.allocate(len(rows)), rows=len(rows))
+    plan = plan_prefill([row.keys for row in rows], [0] * len(rows), min_shared=min_shared)
+    return run_prefill(plan, rows, engine.session, cache, engine.builder).copy(), cache
+
+
+def test_rows_of_one_batch_equal_single_runs(engine: Engine) -> None:
+    _, rows = planned(engine)
+    together, cache = prefilled(engine, rows, min_shared=1 << 30)
+    step = engine.session.decode(engine.builder.step(7, cache, tail_of(rows)), cache.memory).copy()
+    for number, row in enumerate(rows):
+        alone, single = prefilled(engine, [row], min_shared=1 << 30)
+        np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
+        logits = engine.session.decode(engine.builder.step(7, single, tail_of([row])), single.memory)
+        np.testing.assert_allclose(step[number], logits[0], atol=1e-5)
+
+
+def test_a_shared_prefix_equals_a_full_prefill(engine: Engine) -> None:
+    _, rows = planned(engine)
+    full, _ = prefilled(engine, rows, min_shared=1 << 30)
+    shared, _ = prefilled(engine, rows, min_shared=2)
+    np.testing.assert_allclose(shared, full, atol=1e-4)
+
+
+def test_the_noised_row_sees_another_picture(engine: Engine) -> None:
+    _, rows = planned(engine)
+    logits, _ = prefilled(engine, rows, min_shared=1 << 30)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("reference", ["noised", "cached"])
+def test_every_mode_answers(engine: Engine, reference: str) -> None:
+    from dataclasses import replace
+
+    settings = replace(PAPER, reference=reference)  # type: ignore[arg-type]
+    policy = make_policy("safecode", engine.bundle.manifest.safecode, settings=settings)
+    for _ in range(2):  # the second time with a kept prefix
+        reply = engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
+        assert len(reply.token_ids) == 12 and reply.verdict is not None
+    assert len(engine.generate(REQUEST, image=PICTURE, sampling=SHORT).token_ids) == 12
+
+
+def test_no_picture_and_turns(engine: Engine) -> None:
+    assert len(engine.generate(REQUEST, sampling=SHORT).token_ids) == 12
+    turns = [
+        Message(role="user", text="hello", images=1),
+        Message(role="assistant", text="hi"),
+        Message(role="user", text=REQUEST),
+    ]
+    assert len(engine.generate(turns, image=PICTURE, sampling=SHORT).token_ids) == 12
+
+
+def test_several_pictures(engine: Engine) -> None:
+    other = PICTURE.rotate(90, expand=True)
+    first = engine.generate(REQUEST, image=[PICTURE, other], sampling=SHORT)
+    second = engine.generate(REQUEST, image=[other, PICTURE], sampling=SHORT)
+    assert len(first.token_ids) == len(second.token_ids) == 12

@@ -146,7 +146,8 @@ class Engine:
         """First logits (C, V) of a request and its filled cache; give the cache to `release` afterwards."""
         plan, image_token_id = request.plan, self.spec.image_token_id
         rows = row_prompts(plan, request.tokens, features, image_token_id, self.builder)
-        cache = KVCache(self._memory(len(rows)), rows=len(rows))
+        memory = self._memory(len(rows), request.prefill.capacity + 1)
+        cache = KVCache(memory, rows=len(rows))
         for row, prefix in request.prefixes.items():
             cache.load(row, prefix)
         logits = run_prefill(request.prefill, rows, self.session, cache, self.builder)
@@ -162,20 +163,26 @@ class Engine:
         """Takes a reply's memory back for the next one."""
         self._idle = [cache.memory]
 
-    def _memory(self, rows: int) -> CacheMemory:
-        """Idle memory if it is large enough: fresh memory costs page faults, stale contents are masked."""
-        while self._idle:
-            if (memory := self._idle.pop()).rows >= rows:
-                return memory
-        return self.session.allocate(rows)
+    def forget(self) -> None:
+        """Drops what replies have left for later ones: if one failed, it may hold NaN, which no mask hides."""
+        self._idle.clear()
+        self._prefixes.clear()
+
+    def _memory(self, rows: int, positions: int) -> CacheMemory:
+        """Idle memory if it has the rows: fresh memory costs page faults, stale contents are masked."""
+        memory = self._idle.pop() if self._idle else None
+        if memory is None or memory.rows < rows:
+            memory = self.session.allocate(rows)
+        memory.clear()  # every step reads all of it, and the reply before may have been a long one
+        memory.reserve(positions)
+        return memory
 
     def _reference(self) -> NDArray[np.float32]:
         return map_tensors(self.bundle.file(REFERENCE))["image_features"].float32()
 
     def close(self) -> None:
         """Releases the backend."""
-        self._idle.clear()
-        self._prefixes.clear()
+        self.forget()
         self.session.close()
 
     def __enter__(self) -> Engine:

@@ -22,10 +22,9 @@ MASKED = np.float32(-30000.0)
 class FeedBuilder:
     """Holds the memory-mapped embedding table (V, E) and the rotary tables of one bundle."""
 
-    def __init__(self, text: TextConfig, embed_tokens: MappedTensor, capacity: int) -> None:
+    def __init__(self, text: TextConfig, embed_tokens: MappedTensor, context_length: int) -> None:
         self._table = embed_tokens
-        self._cos, self._sin = rope_tables(text, capacity)
-        self._positions = np.arange(capacity, dtype=np.int64)
+        self._cos, self._sin = rope_tables(text, context_length)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) token ids to (n, E) embeddings; only these rows are read."""
@@ -39,7 +38,7 @@ class FeedBuilder:
         *,
         first_row: int = 0,
     ) -> DecoderFeeds:
-        """One pass that writes `rows[c]` (counts[c], E) behind what row first_row + c holds.
+        """One pass that writes `rows[c]` (counts[c], E) behind what row first_row + c holds; see `require`.
 
         Rows shorter than the longest are padded; padding is written behind the row, where no query of the
         row looks before it is overwritten. Each row's logits are those of its last real position.
@@ -49,25 +48,30 @@ class FeedBuilder:
         embeds = np.zeros((len(rows), new, self._table.shape[1]), np.float32)
         for target, row in zip(embeds, rows, strict=True):
             target[: len(row)] = row
-        return self._assemble(embeds, starts, np.maximum(counts - 1, 0)[:, None])
+        return self._assemble(embeds, starts, np.maximum(counts - 1, 0)[:, None], cache.memory.capacity)
 
     def step(self, token_id: int, cache: KVCache) -> DecoderFeeds:
-        """One pass that writes the same token behind every carried row."""
-        rows = cache.rows
+        """One pass that writes the same token behind every carried row; see `KVCache.require`."""
+        rows, capacity = cache.rows, cache.memory.capacity
         embeds = np.repeat(self.embed(np.array([token_id]))[None], rows, axis=0)
-        return self._assemble(embeds, cache.lengths[:rows].copy(), np.zeros((rows, 1), np.int64))
+        return self._assemble(embeds, cache.lengths[:rows].copy(), np.zeros((rows, 1), np.int64), capacity)
 
     def _assemble(
-        self, embeds: NDArray[np.float32], starts: NDArray[np.int64], logit_positions: NDArray[np.int64]
+        self,
+        embeds: NDArray[np.float32],
+        starts: NDArray[np.int64],
+        logit_positions: NDArray[np.int64],
+        capacity: int,
     ) -> DecoderFeeds:
-        new = embeds.shape[1]
-        positions = starts[:, None] + self._positions[:new]  # (C, T)
-        visible = self._positions[: int(starts.max()) + new] <= positions[..., None]  # (C, T, K)
+        positions = starts[:, None] + np.arange(embeds.shape[1])  # (C, T)
+        bias = np.full((*positions.shape, capacity), MASKED)
+        for query, position in zip(bias.reshape(-1, capacity), positions.flat, strict=True):
+            query[: position + 1] = 0
         return DecoderFeeds(
             inputs_embeds=embeds,
             rope_cos=self._cos[positions],
             rope_sin=self._sin[positions],
             write_indices=starts,
-            attention_bias=np.where(visible, np.float32(0), MASKED)[:, None],
+            attention_bias=bias[:, None],
             logit_positions=logit_positions,
         )

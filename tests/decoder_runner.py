@@ -66,6 +66,7 @@ def greedy(session: DecoderRunner, builder: FeedBuilder, prompt: Array, count: i
     logits = prefill(session, builder, cache, [prompt])
     reply = [int(logits[0].argmax())]
     while len(reply) < count:
+        cache.require(1)
         logits = session.decode(builder.step(reply[-1], cache), cache.memory)
         cache.advance(np.ones(1, np.int64))
         reply.append(int(logits[0].argmax()))
@@ -75,6 +76,7 @@ def greedy(session: DecoderRunner, builder: FeedBuilder, prompt: Array, count: i
 def prefill(session: DecoderRunner, builder: FeedBuilder, cache: KVCache, prompts: list[Array]) -> Array:
     """Writes prompts of any lengths as rows of one pass; logits (C, V) at the end of each."""
     counts = np.array([len(prompt) for prompt in prompts], np.int64)
+    cache.require(int(counts.max()))
     feeds = builder.feeds([builder.embed(prompt) for prompt in prompts], counts, cache)
     logits = session.decode(feeds, cache.memory)
     cache.advance(counts)

@@ -7,6 +7,7 @@ binds the same addresses with a smaller first axis.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
@@ -42,7 +43,7 @@ def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Patterns are kept per input shape, and the number of visible keys grows with every token.
+    # Patterns are kept per input shape, and hardly any two prefills have the same.
     options.enable_mem_pattern = False
     # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
@@ -68,7 +69,7 @@ class OrtSession:
         self.decoder_seconds = 0.0
         self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)
         self._decoder = open_graph(bundle.file(DECODER), threads=threads)
-        self._bindings: WeakKeyDictionary[HostCache, dict[tuple[int, int], _Binding]] = WeakKeyDictionary()
+        self._bindings: WeakKeyDictionary[HostCache, _StepBindings] = WeakKeyDictionary()
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
 
@@ -82,7 +83,7 @@ class OrtSession:
         return np.asarray(features, dtype=np.float32)
 
     def allocate(self, rows: int) -> CacheMemory:
-        """Zeroed memory for `rows` rows."""
+        """Memory for `rows` rows; see `Session.allocate`."""
         return HostCache.for_decoder(self.geometry, rows, self._dtype)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
@@ -90,15 +91,17 @@ class OrtSession:
         if not isinstance(memory, HostCache):
             raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
         rows, new, _ = feeds.inputs_embeds.shape
-        slabs = memory.data[:, first_row : first_row + rows]
-        bindings = self._bindings.setdefault(memory, {})
-        binding = bindings.get((first_row, rows)) if new == 1 else None
+        steps = self._bindings.get(memory)
+        if steps is None or steps.data is not memory.data:  # the memory has grown, and lies elsewhere
+            steps = self._bindings[memory] = _StepBindings(memory.data, {})
+        binding = steps.by_rows.get((first_row, rows)) if new == 1 else None
         if binding is None:
+            slabs = memory.data[:, first_row : first_row + rows]
             binding = _Binding(
                 self._decoder.io_binding(), self._dtype, feeds, self.geometry.vocab_size, slabs
             )
             if new == 1:  # Decode steps repeat; prefill shapes hardly ever do.
-                bindings[first_row, rows] = binding
+                steps.by_rows[first_row, rows] = binding
         binding.fill(feeds)
         start = perf_counter()
         try:
@@ -114,21 +117,27 @@ class OrtSession:
         self._vision = self._decoder = None
 
 
+@dataclass(frozen=True, slots=True)
+class _StepBindings:
+    """The bindings of decode steps to a memory while its contents are in `data`, by first row and rows."""
+
+    data: NDArray[Any]
+    by_rows: dict[tuple[int, int], _Binding]
+
+
 class _Binding:
-    """The decoder's inputs and outputs bound for one (C, T) and rows: only the growing mask's address changes."""
+    """The decoder's inputs and outputs bound for one (C, T, CAP) and rows."""
 
     def __init__(
         self, io: Any, dtype: np.dtype[Any], feeds: DecoderFeeds, vocab_size: int, slabs: NDArray[Any]
     ) -> None:
-        self.io, self._dtype = io, dtype
+        self.io = io
         self._inputs: dict[str, NDArray[Any]] = {}
         for name in FEEDS:
             value: NDArray[Any] = getattr(feeds, name)
-            if name != "attention_bias":
-                self._inputs[name] = np.empty(
-                    value.shape, dtype if value.dtype == np.float32 else value.dtype
-                )
-                self._bind(name, self._inputs[name])
+            own = np.empty(value.shape, dtype if value.dtype == np.float32 else value.dtype)
+            self._inputs[name] = own
+            self.io.bind_input(name, "cpu", 0, own.dtype, own.shape, own.ctypes.data)
         for slab, data in enumerate(slabs):
             layer, part = divmod(slab, 2)
             name = ("key", "value")[part]
@@ -138,16 +147,10 @@ class _Binding:
         self.logits = np.empty((slabs.shape[1], vocab_size), np.float32)
         self.io.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
 
-    def _bind(self, name: str, value: NDArray[Any]) -> None:
-        self.io.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
-
     def fill(self, feeds: DecoderFeeds) -> None:
-        """Copies the inputs of one pass in and binds its mask."""
+        """Copies the inputs of one pass in."""
         for name, bound in self._inputs.items():
             np.copyto(bound, getattr(feeds, name), casting="same_kind")
-        # Kept, because the binding holds no more than its address.
-        self._bias = np.ascontiguousarray(feeds.attention_bias, dtype=self._dtype)
-        self._bind("attention_bias", self._bias)
 
 
 def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:

@@ -120,6 +120,7 @@ def _result(
             judge_tokens=0 if judge is None else len(judge),
             pictures=prompts["plain"].tilings[0].count,
             visible_keys=work.visible_keys,
+            capacity=work.capacity,
         ),
         ratios=_ratios(rounds, tokens),
         milliseconds={"open": opened.scaled(1e3)} | _milliseconds(rounds, max(tokens)),

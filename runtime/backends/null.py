@@ -51,7 +51,7 @@ class NullSession:
             cache = memory.data[0, first_row + row, 0]
             cache[start : start + new] = feeds.inputs_embeds[row]
             seen = feeds.attention_bias[row, 0, feeds.logit_positions[row, 0]] == 0
-            hidden[row] = cache[seen].mean(axis=0)
+            hidden[row] = seen.astype(np.float32) @ cache / seen.sum()  # what is masked has a weight of 0
         return hidden @ self._head
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ class LayerForm(ABC):
 
     @abstractmethod
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
-        """Attention (C, Hq, T, D) of the queries to the first K positions of the cache."""
+        """Attention (C, Hq, T, D) of the queries to the whole cache (C, H, CAP, D), under the mask."""
 
 
 def layer_form(form: AttentionForm, builder: GraphBuilder, geometry: Geometry, dtype: str) -> LayerForm:
@@ -53,8 +53,6 @@ class PortableForm(LayerForm):
 
     def __init__(self, builder: GraphBuilder) -> None:
         self._builder = builder
-        # The mask is K wide, and K is how much of the cache anyone may see.
-        self._visible = builder.op("Shape", [builder.inputs["attention_bias"]], "/visible", start=3, end=4)
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, path: str) -> ir.Value:
         return self._builder.op("RMSNormalization", [x, weight], path, axis=-1, epsilon=epsilon)
@@ -69,7 +67,6 @@ class PortableForm(LayerForm):
 
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         b = self._builder
-        key, value = (_first(b, x, self._visible, f"{path}/{n}") for n, x in (("key", key), ("value", value)))
         # One output and an explicit mask: TensorRT takes no more, and reads `is_causal` differently.
         return b.op("Attention", [query, key, value, b.inputs["attention_bias"]], path)
 
@@ -82,17 +79,17 @@ class DecomposedForm(LayerForm):
     def __init__(self, builder: GraphBuilder, geometry: Geometry, dtype: str) -> None:
         b = self._builder = builder
         self._geometry, self._dtype = geometry, np.dtype(dtype)
-        self._visible = b.op("Shape", [b.inputs["attention_bias"]], "/visible", start=3, end=4)
         self._cos, self._sin = (
             b.op("Unsqueeze", [b.inputs[name], b.constant("/axes/1", [1])], f"/{name}")
             for name in ("rope_cos", "rope_sin")
         )
         self._places = self._scatter_places()
-        shape = b.op("Shape", [b.inputs["attention_bias"]], "/mask_shape", start=2, end=4)  # T, K
+        shape = b.op("Shape", [b.inputs["attention_bias"]], "/mask_shape", start=2, end=4)  # T, CAP
+        capacity = b.op("Shape", [b.inputs["attention_bias"]], "/capacity", start=3, end=4)
         heads = b.constant("/shape/0,Hq", [0, geometry.num_attention_heads])
         key_heads = b.constant("/shape/0,H,-1", [0, geometry.num_key_value_heads, -1])
-        self._by_head = b.op("Concat", [heads, shape], "/by_head", axis=0)  # 0, Hq, T, K
-        self._by_key_head = b.op("Concat", [key_heads, self._visible], "/by_key_head", axis=0)  # 0, H, -1, K
+        self._by_head = b.op("Concat", [heads, shape], "/by_head", axis=0)  # 0, Hq, T, CAP
+        self._by_key_head = b.op("Concat", [key_heads, capacity], "/by_key_head", axis=0)  # 0, H, -1, CAP
 
     def _scatter_places(self) -> ir.Value:
         """Where each new key goes: write_indices[c] + t, spread to (C, H, T, D). The same for all layers."""
@@ -139,7 +136,6 @@ class DecomposedForm(LayerForm):
 
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         b, g = self._builder, self._geometry
-        key, value = (_first(b, x, self._visible, f"{path}/{n}") for n, x in (("key", key), ("value", value)))
         scale = b.constant("/scale", np.array([g.head_dim**-0.5], self._dtype))
         query = b.op("Mul", [query, scale], f"{path}/scale")
         # The queries that share a key head become more rows of one product: (C, H, Hq / H * T, D).
@@ -147,15 +143,10 @@ class DecomposedForm(LayerForm):
         query = b.op("Reshape", [query, by_key_head], f"{path}/by_key_head")
         key = b.op("Transpose", [key], f"{path}/key", perm=[0, 1, 3, 2])
         scores = b.op("MatMul", [query, key], f"{path}/scores")
-        scores = b.op("Reshape", [scores, self._by_head], f"{path}/by_head")  # (C, Hq, T, K)
+        scores = b.op("Reshape", [scores, self._by_head], f"{path}/by_head")  # (C, Hq, T, CAP)
         scores = b.op("Add", [scores, b.inputs["attention_bias"]], f"{path}/bias")
         weights = b.op("Softmax", [scores], path, axis=-1)
         weights = b.op("Reshape", [weights, self._by_key_head], f"{path}/weights")
         mixed = b.op("MatMul", [weights, value], f"{path}/mix")
         heads = b.constant("/shape/0,Hq,-1,D", [0, g.num_attention_heads, -1, g.head_dim])
         return b.op("Reshape", [mixed, heads], f"{path}/mix")
-
-
-def _first(b: GraphBuilder, cache: ir.Value, count: ir.Value, path: str) -> ir.Value:
-    """The first `count` positions of a cache (C, H, CAP, D)."""
-    return b.op("Slice", [cache, b.constant("/axes/0", [0]), count, b.constant("/axes/2", [2])], path)

@@ -16,7 +16,7 @@ DEFAULT_CONTEXT_LENGTH = 4096
 class ExportConfig:
     """How a checkpoint becomes a bundle.
 
-    `context_length` is the capacity of the key/value cache; None takes the model's own, at most 4096.
+    `context_length` is the most positions that prompt and answer take; None takes the model's own, at most 4096.
     `block_size` is how many weights of a column share one scale in int4 and int8.
     """
 

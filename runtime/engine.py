@@ -135,7 +135,7 @@ class Engine:
     def prefill(self, request: Request, features: dict[Look, Features]) -> Prefilled:
         """A request's rows in a cache; give the cache to `release` afterwards."""
         rows = [self._row(request, context, features) for context in request.plan.contexts]
-        cache = KVCache(self._memory(len(rows)), rows=len(rows))
+        cache = KVCache(self._memory(len(rows), request.prefill.capacity + 1), rows=len(rows))
         for row, prefix in request.prefixes.items():
             cache.load(row, prefix)
         logits = run_prefill(request.prefill, rows, self.session, cache, self.builder)
@@ -155,20 +155,26 @@ class Engine:
         """Takes a reply's memory back for the next one."""
         self._idle = [cache.memory]
 
-    def _memory(self, rows: int) -> CacheMemory:
-        """Idle memory if it is large enough: fresh memory costs page faults, stale contents are masked."""
-        while self._idle:
-            if (memory := self._idle.pop()).rows >= rows:
-                return memory
-        return self.session.allocate(rows)
+    def forget(self) -> None:
+        """Drops what replies have left for later ones: if one failed, it may hold NaN, which no mask hides."""
+        self._idle.clear()
+        self._prefixes.clear()
+
+    def _memory(self, rows: int, positions: int) -> CacheMemory:
+        """Idle memory if it has the rows: fresh memory costs page faults, stale contents are masked."""
+        memory = self._idle.pop() if self._idle else None
+        if memory is None or memory.rows < rows:
+            memory = self.session.allocate(rows)
+        memory.clear()  # every step reads all of it, and the reply before may have been a long one
+        memory.reserve(positions)
+        return memory
 
     def _reference(self) -> Features:
         return {name: x.float32() for name, x in map_tensors(self.bundle.file(REFERENCE)).items()}
 
     def close(self) -> None:
         """Releases the backend."""
-        self._idle.clear()
-        self._prefixes.clear()
+        self.forget()
         self.session.close()
 
     def __enter__(self) -> Engine:

@@ -25,10 +25,9 @@ TEXT_TAIL = Tail()
 class FeedBuilder:
     """Holds the memory-mapped embedding table (V, E) and the rotary tables of one bundle."""
 
-    def __init__(self, text: TextConfig, embed_tokens: MappedTensor, capacity: int) -> None:
+    def __init__(self, text: TextConfig, embed_tokens: MappedTensor, context_length: int) -> None:
         self._table = embed_tokens
-        self._cos, self._sin = rope_tables(text, capacity)
-        self._positions = np.arange(capacity + 1, dtype=np.int64)
+        self._cos, self._sin = rope_tables(text, context_length)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) token ids to (n, E) embeddings; only these rows are read."""
@@ -36,13 +35,15 @@ class FeedBuilder:
 
     def text_row(self, token_ids: NDArray[np.int64]) -> RowPrompt:
         """A row of (n,) token ids without pictures."""
-        positions = self._positions[None, : len(token_ids) + 1]
+        positions = np.arange(len(token_ids) + 1, dtype=np.int64)[None]
         return RowPrompt(keys=token_ids, embeds=self.embed(token_ids), positions=positions)
 
     def feeds(
         self, rows: Sequence[RowPrompt], counts: NDArray[np.int64], cache: KVCache, *, first_row: int = 0
     ) -> DecoderFeeds:
         """One pass that writes the next `counts[c]` tokens of each prompt behind what row first_row + c holds.
+
+        The cache must have the room; see `KVCache.require`.
 
         Rows shorter than the longest are padded; padding is written behind the row, where no query of the
         row looks before it is overwritten. Each row's logits are those of its last real position.
@@ -68,6 +69,7 @@ class FeedBuilder:
             np.moveaxis(padded(positions(row, span) for row, span in pairs), -1, 0),
             starts,
             np.maximum(counts - 1, 0)[:, None],
+            cache.memory.capacity,
             {
                 name: padded(row.token_inputs[name][span] for row, span in pairs)
                 for name in rows[0].token_inputs
@@ -85,6 +87,7 @@ class FeedBuilder:
             positions,
             starts,
             np.zeros((rows, 1), np.int64),
+            cache.memory.capacity,
             {name: x[:rows] for name, x in tail.token_inputs.items()},
             {name: x[:rows] for name, x in tail.row_inputs.items()},
         )
@@ -95,18 +98,20 @@ class FeedBuilder:
         positions: NDArray[np.int64],
         starts: NDArray[np.int64],
         logit_positions: NDArray[np.int64],
+        capacity: int,
         token_inputs: Mapping[str, NDArray[Any]],
         row_inputs: Mapping[str, NDArray[Any]],
     ) -> DecoderFeeds:
-        new = embeds.shape[1]
-        queries = starts[:, None] + self._positions[:new]  # (C, T)
-        visible = self._positions[: int(starts.max()) + new] <= queries[..., None]  # (C, T, K)
+        queries = starts[:, None] + np.arange(embeds.shape[1])  # (C, T)
+        bias = np.full((*queries.shape, capacity), MASKED)
+        for query, position in zip(bias.reshape(-1, capacity), queries.flat, strict=True):
+            query[: position + 1] = 0
         return DecoderFeeds(
             inputs_embeds=embeds,
             rope_cos=self._cos[positions[0]],
             rope_sin=self._sin[positions[0]],
             write_indices=starts,
-            attention_bias=np.where(visible, np.float32(0), MASKED)[:, None],
+            attention_bias=bias[:, None],
             logit_positions=logit_positions,
             token_inputs=token_inputs,
             row_inputs=row_inputs,

@@ -119,6 +119,8 @@ class Generation:
 
     def _fall_back(self, error: Exception) -> Generator[Chunk, None, FinishReason]:
         fallback = self._policy.fallback
+        if not isinstance(error, _Late):
+            self._engine.forget()
         if isinstance(error, _Late) and fallback.kind != "refuse":
             return "time_limit"
         if fallback.kind == "error":

@@ -22,23 +22,20 @@ class KVCache:
         self.rows = rows
         self.lengths: NDArray[np.int64] = np.zeros(rows, np.int64)
 
-    @property
-    def capacity(self) -> int:
-        """Positions a row can hold."""
-        return self.memory.capacity
-
     def require(self, new: int, *, first_row: int = 0, rows: int | None = None) -> None:
-        """Checks that `new` tokens can be written behind each of `rows` rows, by default all that are carried.
+        """Makes room for `new` tokens behind each of `rows` rows, by default all that are carried.
 
         Raises:
-            CapacityError: a row has not that much room.
+            CapacityError: a row would hold more positions than it may.
         """
         last_row = self.rows if rows is None else first_row + rows
         longest = int(self.lengths[first_row:last_row].max())
-        if longest + new > self.capacity:
+        if longest + new > self.memory.limit:
             raise CapacityError(
-                f"the key/value cache holds {self.capacity} positions: {longest} are filled, {new} more are needed"
+                f"the key/value cache holds {self.memory.limit} positions: {longest} are filled, "
+                f"{new} more are needed"
             )
+        self.memory.reserve(longest + new, rows=self.rows)
 
     def advance(self, counts: NDArray[np.int64], *, first_row: int = 0) -> None:
         """Counts `counts[c]` new positions of the rows from `first_row` on as filled."""
@@ -59,6 +56,7 @@ class KVCache:
 
     def load(self, row: int, prefix: Prefix) -> None:
         """Fills the start of a row from a saved prefix."""
+        self.memory.reserve(prefix.length, rows=self.rows)
         self.memory.load_prefix(row, prefix)
         self.lengths[row] = prefix.length
 

@@ -111,7 +111,7 @@ def run_prefill(
     """Carries the plan out; logits (C, V) at the end of every row's prompt.
 
     Raises:
-        CapacityError: the plan does not fit into the cache.
+        CapacityError: the plan needs more positions than a row may hold.
     """
     last: list[NDArray[np.float32]] = []
     for phase in plan.phases:

@@ -26,7 +26,7 @@ class DecoderFeeds:
     rope_cos: NDArray[np.float32]  # (C, T, D/2)
     rope_sin: NDArray[np.float32]  # (C, T, D/2)
     write_indices: NDArray[np.int64]  # (C,)
-    attention_bias: NDArray[np.float32]  # (C, 1, T, K)
+    attention_bias: NDArray[np.float32]  # (C, 1, T, CAP)
     logit_positions: NDArray[np.int64]  # (C, 1)
     token_inputs: Mapping[str, Array] = field(default_factory=dict)  # the family's own, each (C, T, ...)
     row_inputs: Mapping[str, Array] = field(
@@ -43,7 +43,11 @@ class Prefix:
 
 
 class CacheMemory(Protocol):
-    """The key/value memory of one reply: `rows` rows of `capacity` positions in every layer."""
+    """The key/value memory of one reply: `rows` rows, with room for `capacity` positions in every layer now.
+
+    It grows up to `limit`, the bundle's context length; `reserve` before a pass, whose mask is as wide as
+    `capacity` is then.
+    """
 
     @property
     def rows(self) -> int: ...
@@ -52,7 +56,16 @@ class CacheMemory(Protocol):
     def capacity(self) -> int: ...
 
     @property
+    def limit(self) -> int: ...
+
+    @property
     def nbytes(self) -> int: ...
+
+    def reserve(self, positions: int, *, rows: int | None = None) -> None:
+        """Makes room for at least so many positions, keeping what the first `rows` rows hold, by default all."""
+
+    def clear(self) -> None:
+        """Forgets what all rows hold, so that the next `reserve` may choose less room than there was."""
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of row `source` to row `target`."""
@@ -74,7 +87,7 @@ class Session(Protocol):
         """The vision encoder's outputs for its inputs, all by name."""
 
     def allocate(self, rows: int) -> CacheMemory:
-        """Memory for `rows` rows of the bundle's context length, not initialised."""
+        """Memory for `rows` rows with the least capacity, holding nothing; what it holds by chance is finite."""
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         """One pass over C rows of `memory` from `first_row` on, updated in place; logits (C, V).

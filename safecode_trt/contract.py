@@ -1,7 +1,7 @@
 """The input/output table of every graph: what `export` promises and what `runtime` checks.
 
-One alphabet everywhere: C contexts, T new tokens, K visible keys, CAP cache capacity, L layers, H KV heads,
-D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures).
+One alphabet everywhere: C contexts, T new tokens, CAP positions that the cache has room for now, L layers,
+H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ACTIVATION_DTYPE: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """The sizes of a model, in config.json's words; context_length is the cache capacity CAP."""
+    """The sizes of a model, in config.json's words; context_length is the most positions that a row may hold."""
 
     num_hidden_layers: int
     num_attention_heads: int
@@ -72,12 +72,12 @@ def decoder_graph(
 ) -> GraphSpec:
     """The decoder: embeddings in, logits of one position per row out, the cache updated in place.
 
-    `attention_bias` is additive and holds causality, padding and row lengths; `logit_positions` says which
-    of the T positions each row wants logits for; `write_indices` where each row's new keys go. `family_inputs`
-    are what `ModelSpec.decoder_inputs` adds.
+    `attention_bias` is additive and holds causality, padding and row lengths; it is as wide as the cache that
+    is bound, all of which is read. `logit_positions` says which of the T positions each row wants logits for;
+    `write_indices` where each row's new keys go. `family_inputs` are what `ModelSpec.decoder_inputs` adds.
     """
     g, dtype = geometry, ACTIVATION_DTYPE[precision]
-    cache = ("C", g.num_key_value_heads, g.context_length, g.head_dim)
+    cache = ("C", g.num_key_value_heads, "CAP", g.head_dim)
     parts = [(i, part) for i in range(g.num_hidden_layers) for part in ("key", "value")]
     return GraphSpec(
         inputs=(
@@ -85,7 +85,7 @@ def decoder_graph(
             TensorSpec(name="rope_cos", dtype=dtype, shape=("C", "T", g.head_dim // 2)),
             TensorSpec(name="rope_sin", dtype=dtype, shape=("C", "T", g.head_dim // 2)),
             TensorSpec(name="write_indices", dtype="int64", shape=("C",)),
-            TensorSpec(name="attention_bias", dtype=dtype, shape=("C", 1, "T", "K")),
+            TensorSpec(name="attention_bias", dtype=dtype, shape=("C", 1, "T", "CAP")),
             TensorSpec(name="logit_positions", dtype="int64", shape=("C", 1)),
             *family_inputs,
             *(TensorSpec(name=f"past_key_values.{i}.{part}", dtype=dtype, shape=cache) for i, part in parts),

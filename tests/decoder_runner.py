@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.contract import ACTIVATION_DTYPE, Geometry, Precision
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.backends.ort import open_graph
+from safecode_trt.runtime.backends.ort import FEEDS, open_graph
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
@@ -42,7 +42,7 @@ class DecoderRunner:
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory) -> Array:
         assert isinstance(memory, HostCache)
         rows = len(feeds.inputs_embeds)
-        inputs = {name: getattr(feeds, name) for name in DecoderFeeds.__dataclass_fields__}
+        inputs = {name: getattr(feeds, name) for name in FEEDS}
         inputs |= {name: inputs[name].astype(self._dtype) for name in FLOATS}
         for slab in range(len(memory.data)):
             inputs[_name("past_key_values", slab)] = memory.data[slab, :rows]
@@ -67,6 +67,7 @@ def greedy(session: DecoderRunner, builder: FeedBuilder, prompt: Array, count: i
     logits = prefill(session, builder, cache, [prompt])
     reply = [int(logits[0].argmax())]
     while len(reply) < count:
+        cache.require(1)
         logits = session.decode(builder.step(reply[-1], cache), cache.memory)
         cache.advance(np.ones(1, np.int64))
         reply.append(int(logits[0].argmax()))
@@ -76,6 +77,7 @@ def greedy(session: DecoderRunner, builder: FeedBuilder, prompt: Array, count: i
 def prefill(session: DecoderRunner, builder: FeedBuilder, cache: KVCache, prompts: list[Array]) -> Array:
     """Writes prompts of any lengths as rows of one pass; logits (C, V) at the end of each."""
     counts = np.array([len(prompt) for prompt in prompts], np.int64)
+    cache.require(int(counts.max()))
     feeds = builder.feeds([builder.text_row(prompt) for prompt in prompts], counts, cache)
     logits = session.decode(feeds, cache.memory)
     cache.advance(counts)

@@ -15,6 +15,7 @@ from safecode_trt.config import PAPER, RuntimeConfig, SafeCodeConfig, SamplingPa
 from safecode_trt.errors import BackendError, CapacityError, PromptError, SteeringError
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine, Message, Reply
+from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 from tests.null_bundle import CAPACITY, write_null_bundle
@@ -152,6 +153,30 @@ def test_what_cannot_be_trusted_is_refused(engine: Engine, fault: Exception | fl
     reply = ask(engine, PAPER)
     assert reply.finish_reason == "fallback" and reply.fallback_reason
     assert reply.text == "Sorry, I cannot help with that."
+
+
+class Spoiling(NullSession):
+    """A null session in whose first reply every pass leaves NaN in the cache."""
+
+    sound = False
+
+    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
+        logits = super().decode(feeds, memory, first_row=first_row)
+        if not self.sound:
+            assert isinstance(memory, HostCache)
+            memory.data[:] = np.nan
+        return logits
+
+
+def test_a_failed_reply_spoils_no_later_one(engine: Engine) -> None:
+    settings = engine.bundle.manifest.safecode.settings  # with a prefix that is kept
+    sound, session = null(engine), Spoiling(null(engine).geometry)
+    engine.session = session
+    assert ask(engine, settings).finish_reason == "fallback"
+    session.sound = True
+    later = ask(engine, settings)
+    with Engine(engine.bundle, sound) as fresh:
+        assert later.token_ids == ask(fresh, settings).token_ids
 
 
 def test_the_other_fallbacks(engine: Engine) -> None:

@@ -34,14 +34,14 @@ def test_tensors_come_in_float32(folder: Path) -> None:
     assert values.dtype == np.float32
     assert values.mean() == pytest.approx(1.0, abs=0.1)
     assert EMBED in checkpoint
-    assert checkpoint.mapped(EMBED, (320, 64)).dtype == "BF16"
+    assert checkpoint.mapped(EMBED, (352, 64)).dtype == "BF16"
     assert np.array_equal(checkpoint.get(NORM, (64,)), values), "pages that were given back are read again"
 
 
 def test_shards_hold_what_a_single_file_holds(folder: Path, sharded: Path) -> None:
     assert len(list(sharded.glob("*.safetensors"))) > 2
     single, several = Checkpoint(folder), Checkpoint(sharded)
-    assert np.array_equal(single.get(EMBED, (320, 64)), several.get(EMBED, (320, 64)))
+    assert np.array_equal(single.get(EMBED, (352, 64)), several.get(EMBED, (352, 64)))
     assert single.sha256() != several.sha256()
 
 

@@ -18,6 +18,7 @@ from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.tensors import map_tensors
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints
+from tests.fixed_capacity import with_capacity
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("transformers")
@@ -26,6 +27,9 @@ pytest.importorskip("onnx_ir")
 from safecode_trt.export.parity import answer_probes, compare  # noqa: E402
 from safecode_trt.export.probes import make_probes  # noqa: E402
 
+# Activations of int8 bundles are rounded to int8 too, and random weights make many near ties; the trained demo
+# model is held to 99 % in test_demo_model.py.
+LEAST_TOP1: dict[Precision, float] = {"fp16": 0.99, "int8": 0.9}
 every_family = pytest.mark.parametrize("case", cases(), ids=lambda case: case.model_type)
 
 
@@ -57,8 +61,7 @@ def test_fp32_is_transformers(case: FamilyCase, attention: AttentionForm, made: 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_agree(case: FamilyCase, precision: Precision, made: FamilyCheckpoints) -> None:
     found = parity(case, made.bundle(case, precision), made)
-    if precision in case.close:
-        assert found.top1_agreement >= 0.99
+    assert found.top1_agreement >= LEAST_TOP1[precision]
     assert np.isfinite(found.decoder.max_abs_difference)
 
 
@@ -83,5 +86,5 @@ def test_tensorrt_rtx_parses_the_graphs(case: FamilyCase, made: FamilyCheckpoint
         logger = trt.Logger(trt.Logger.ERROR)
         network = trt.Builder(logger).create_network(0)
         parser = trt.OnnxParser(network, logger)
-        parsed = parser.parse_from_file(str(bundle.file(graph)))
+        parsed = parser.parse_from_file(str(with_capacity(bundle.file(graph), 64)))
         assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]

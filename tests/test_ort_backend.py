@@ -18,10 +18,12 @@ from safecode_trt.manifest import DECODER
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Combined, Context, Fallback, Plan, Verdict
 from safecode_trt.runtime import Engine
+from safecode_trt.runtime.backends import host_cache
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
 from safecode_trt.runtime.rows import RowPrompt
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
 PICTURE = Image.fromarray((np.indices((40, 60)).sum(0)[..., None] * [2, 3, 1] % 256).astype(np.uint8))
 REQUEST = "can i touch it?"
@@ -77,12 +79,13 @@ def test_a_forked_prefix_equals_a_full_prefill(engine: Engine) -> None:
 
 
 def test_a_saved_prefix_is_loaded_whole(engine: Engine) -> None:
-    rows = prompts(engine, (20, 25), shared=15)
+    rows = prompts(engine, (80, 85), shared=70)
     expected, cache = prefill(engine, [rows[1]])
-    prefix = cache.save(0, 15)
+    prefix = cache.save(0, 70)
     fresh = KVCache(engine.session.allocate(1), rows=1)
+    assert fresh.memory.capacity < 70
     fresh.load(0, prefix)
-    plan = plan_prefill([rows[1].keys], [15])
+    plan = plan_prefill([rows[1].keys], [70])
     logits = run_prefill(plan, [rows[1]], engine.session, fresh, engine.builder)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
@@ -165,6 +168,63 @@ def test_the_contexts_see_what_the_plan_says(engine: Engine) -> None:
     assert len(seen) == 4 and max(seen) < 1e-5
 
 
+def lead(engine: Engine, rows: list[RowPrompt], reserved: int, tokens: int) -> tuple[np.ndarray, list[int]]:
+    """Logits of a prefill and of so many steps, all rows, and the capacities that the memory went through."""
+    memory = engine.session.allocate(len(rows))
+    memory.reserve(reserved)
+    cache = KVCache(memory, rows=len(rows))
+    plan = plan_prefill([row.keys for row in rows], [0] * len(rows))
+    logits = [run_prefill(plan, rows, engine.session, cache, engine.builder)]
+    capacities = [memory.capacity]
+    for token in range(5, 5 + tokens):
+        cache.require(1)
+        logits.append(engine.session.decode(engine.builder.step(token, cache), memory).copy())
+        cache.advance(np.ones(len(rows), np.int64))
+        capacities.append(memory.capacity)
+    return np.stack(logits), capacities
+
+
+def test_a_cache_that_grows_changes_no_logits(engine: Engine) -> None:
+    rows = prompts(engine, (40, 57))
+    grown, capacities = lead(engine, rows, 1, 90)
+    whole, fixed = lead(engine, rows, 256, 90)
+    assert sorted(set(capacities)) == [64, 128, 192] and set(fixed) == {256}
+    np.testing.assert_allclose(grown, whole, atol=1e-5)
+    assert np.array_equal(grown.argmax(-1), whole.argmax(-1))
+
+
+def test_a_reply_through_all_sizes_of_the_cache_changes_no_token(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = SamplingParams(max_new_tokens=1000, ignore_eos=True)
+    policy = make_policy("safecode-paper", tiny_bundle.manifest.safecode)
+    replies = []
+    for _ in range(2):
+        with Engine.open(tiny_bundle.path, config=RuntimeConfig(threads=1)) as opened:
+            replies.append(opened.generate(REQUEST, image=PICTURE, policy=policy, sampling=sampling))
+        monkeypatch.setattr(host_cache, "capacity_for", lambda positions, limit: limit)
+    grown, whole = replies
+    assert grown.finish_reason == whole.finish_reason == "capacity"
+    assert grown.token_ids == whole.token_ids and len(set(grown.token_ids)) > 8
+
+
+def test_a_short_reply_behind_a_long_one_starts_small_again(engine: Engine) -> None:
+    first = engine.generate(REQUEST, image=PICTURE, sampling=SHORT)
+    engine.generate(REQUEST, image=PICTURE, sampling=replace(SHORT, max_new_tokens=1000))
+    seen = []
+    decode = engine.session.decode
+
+    def watching(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
+        seen.append(feeds.attention_bias.shape[-1])
+        return decode(feeds, memory, first_row=first_row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.session, "decode", watching)
+        again = engine.generate(REQUEST, image=PICTURE, sampling=SHORT)
+    assert max(seen) < 256
+    assert again.token_ids == first.token_ids
+
+
 SCATTER = """
 import sys
 import numpy as np
@@ -181,25 +241,29 @@ from safecode_trt.runtime.kv_cache import KVCache
 
 if sys.argv[2] == "apart":
     init = _Binding.__init__
-    def apart(self, io, dtype, feeds, vocab_size, memory):
-        init(self, io, dtype, feeds, vocab_size, memory)
-        self.other = np.zeros_like(memory.data)
-        for slab, data in enumerate(self.other[:, : len(feeds.write_indices)]):
+    def apart(self, io, dtype, feeds, vocab_size, slabs):
+        init(self, io, dtype, feeds, vocab_size, slabs)
+        self.other = np.zeros_like(slabs)
+        # A cache that has not grown yet stays as it is, so that only the steps behind it could be seen to copy.
+        for slab, data in enumerate(self.other if slabs.shape[3] > small else []):
             name = f"present.{slab // 2}.{('key', 'value')[slab % 2]}"
             io.bind_output(name, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
     _Binding.__init__ = apart
 engine = Engine.open(sys.argv[1])
 cache = KVCache(engine.session.allocate(2), rows=2)
-for rows in (2, 2, 1, 1):
+small = cache.memory.capacity
+for rows in (2, 2, 1, 1, 1):
     cache.keep(rows)
+    cache.require(1 if rows == 2 else small)
     engine.session.decode(engine.builder.step(3, cache), cache.memory)
     cache.advance(np.ones(rows, np.int64))
+assert cache.memory.capacity > small
 """
 
 
 @pytest.mark.parametrize(("binding", "copied"), [("together", False), ("apart", True)])
 def test_the_cache_is_updated_in_place(tiny_bundle: Bundle, binding: str, copied: bool) -> None:
-    """ONNX Runtime warns of every copy of a cache; past and present bound apart show that it does."""
+    """ONNX Runtime warns of every copy of a cache; past and present bound apart, once it has grown, show that."""
     script = [sys.executable, "-c", SCATTER, str(tiny_bundle.path), binding]
     done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=True)
     assert ("copying past_cache" in done.stderr) == copied

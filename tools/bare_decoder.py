@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved, lasting
+from safecode_trt.eval.workload import VISIBLE_KEYS
 from safecode_trt.manifest import DECODER
 from safecode_trt.models import load_spec
+from safecode_trt.runtime.backends.host_cache import capacity_for
 from safecode_trt.runtime.backends.ort import open_graph
 from safecode_trt.runtime.feeds import MASKED
 from safecode_trt.runtime.rope import rope_tables
@@ -47,11 +49,13 @@ class Comparison:
     """The portable graph against GroupQueryAttention + MatMulNBits, one row, one new token.
 
     `speed` is how fast the portable one is, in the other's speed; `difference` is between their logits after a
-    prefill and some steps, over the largest logit.
+    prefill and some steps, over the largest logit. The portable graph reads its whole cache, which has the
+    runtime's size for that many visible keys; the other only what is visible, of a cache of the whole context.
     """
 
     visible_keys: int
     capacity: int
+    gqa_capacity: int
     speed: Spread
     portable_ms: Spread
     gqa_ms: Spread
@@ -72,12 +76,14 @@ class BreakEven:
     tokens: float
 
 
-def portable_feeds(bundle: Bundle, embeds: NDArray[np.float32], past: int) -> dict[str, NDArray[Any]]:
-    """Inputs of the portable decoder for new tokens (1, T, E) behind `past` positions."""
+def portable_feeds(
+    bundle: Bundle, embeds: NDArray[np.float32], past: int, capacity: int
+) -> dict[str, NDArray[Any]]:
+    """Inputs of the portable decoder for new tokens (1, T, E) behind `past` of `capacity` positions."""
     g, new = bundle.manifest.geometry, embeds.shape[1]
     cos, sin = rope_tables(load_spec(bundle.path).text, g.context_length)
     positions = np.arange(past, past + new)
-    visible = np.arange(past + new) <= positions[:, None]
+    visible = np.arange(capacity) <= positions[:, None]
     return {
         "inputs_embeds": embeds,
         "rope_cos": cos[positions][None],
@@ -108,12 +114,13 @@ class Bound:
 
 
 class BareDecoder:
-    """A graph with a cache of one row, past and present in the same memory."""
+    """A graph with a cache of one row and `capacity` positions, past and present in the same memory."""
 
-    def __init__(self, graph: Path, bundle: Bundle, threads: int) -> None:
+    def __init__(self, graph: Path, bundle: Bundle, threads: int, capacity: int) -> None:
         g = self._geometry = bundle.manifest.geometry
+        self.capacity = capacity
         self._session = open_graph(graph, threads=threads)
-        shape = (2 * g.num_hidden_layers, 1, g.num_key_value_heads, g.context_length, g.head_dim)
+        shape = (2 * g.num_hidden_layers, 1, g.num_key_value_heads, capacity, g.head_dim)
         self._cache = np.zeros(shape, np.float32)
 
     def run(self, feeds: Feeds) -> NDArray[np.float32]:
@@ -153,9 +160,10 @@ class BareDecoder:
 def compare_with_gqa(bundle: Bundle, graph: Path, *, threads: int, repeats: int) -> Comparison:
     """Steps of the bundle's decoder against those of `graph`, which write_gqa_decoder has written."""
     g = bundle.manifest.geometry
-    visible = min(256, g.context_length // 2)
+    visible = min(VISIBLE_KEYS, g.context_length // 2)
+    sizes = {"portable": capacity_for(visible, g.context_length), "gqa": g.context_length}
     paths = {"portable": bundle.file(DECODER), "gqa": graph}
-    portable, gqa = (BareDecoder(path, bundle, threads) for path in paths.values())
+    portable, gqa = (BareDecoder(path, bundle, threads, g.context_length) for path in paths.values())
     difference, same = largest_difference(portable, gqa, bundle, visible - 1)
     del portable, gqa
     if difference > TOLERANCE:
@@ -163,16 +171,23 @@ def compare_with_gqa(bundle: Bundle, graph: Path, *, threads: int, repeats: int)
             f"the graphs do not compute the same: logits differ by {difference:.1%} of the largest"
         )
     step = _embeds(bundle, 1)
-    feeds = {"portable": portable_feeds(bundle, step, visible - 1), "gqa": gqa_feeds(step, visible - 1)}
+    feeds = {
+        "portable": portable_feeds(bundle, step, visible - 1, sizes["portable"]),
+        "gqa": gqa_feeds(step, visible - 1),
+    }
 
     def opened(name: str) -> Case:
         # Opened for each round and closed behind it: the idle threads of one would spin on the other's cores.
-        return Case(lambda: {"step": BareDecoder(paths[name], bundle, threads).median_step(feeds[name])})
+        def run() -> dict[str, float]:
+            return {"step": BareDecoder(paths[name], bundle, threads, sizes[name]).median_step(feeds[name])}
+
+        return Case(run)
 
     rounds = interleaved({name: opened(name) for name in paths}, repeats)
     return Comparison(
         visible_keys=visible,
-        capacity=g.context_length,
+        capacity=sizes["portable"],
+        gqa_capacity=sizes["gqa"],
         speed=rounds.ratio("gqa/step", "portable/step"),
         portable_ms=_ms(rounds, "portable/step"),
         gqa_ms=_ms(rounds, "gqa/step"),
@@ -188,7 +203,8 @@ def largest_difference(
     worst, same, past = 0.0, True, 0
     for new in [prompt, *[1] * steps]:
         embeds = _embeds(bundle, new, seed=past)
-        ours, theirs = portable.run(portable_feeds(bundle, embeds, past)), gqa.run(gqa_feeds(embeds, past))
+        ours = portable.run(portable_feeds(bundle, embeds, past, portable.capacity))
+        theirs = gqa.run(gqa_feeds(embeds, past))
         worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
         same = same and int(ours.argmax()) == int(theirs.argmax())
         past += new
@@ -197,11 +213,12 @@ def largest_difference(
 
 def break_even(bundle: Bundle, *, threads: int, repeats: int) -> BreakEven:
     """Times passes of one row with more and more tokens."""
-    decoder = BareDecoder(bundle.file(DECODER), bundle, threads)
-    widths = [width for width in WIDTHS if PAST + width <= bundle.manifest.geometry.context_length]
+    limit = bundle.manifest.geometry.context_length
+    widths = [width for width in WIDTHS if PAST + width <= limit]
+    decoder = BareDecoder(bundle.file(DECODER), bundle, threads, capacity_for(PAST + widths[-1], limit))
     cases = {}
     for width in widths:
-        feeds = portable_feeds(bundle, _embeds(bundle, width), PAST)
+        feeds = portable_feeds(bundle, _embeds(bundle, width), PAST, decoder.capacity)
         cases[str(width)] = decoder.repeated(feeds)
     rounds = interleaved(cases, repeats)
     milliseconds = [rounds.spread(str(width)).low * 1e3 for width in widths]

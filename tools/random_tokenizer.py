@@ -20,15 +20,13 @@ WORDS = (
     "\u0120I",
     "\u0120cannot",
     "Sorry",
-    "Yes",
-    "No",
     "I",
 )
 
 
 def write_tokenizer(folder: Path, made: RandomFamily, vocab_size: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json with exactly `vocab_size` tokens."""
-    vocab, merges = _vocabulary(made.specials, vocab_size)
+    vocab, merges = _vocabulary(made, vocab_size)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "version": "1.0",
@@ -65,13 +63,13 @@ def write_tokenizer(folder: Path, made: RandomFamily, vocab_size: int) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _vocabulary(specials: tuple[str, ...], size: int) -> tuple[dict[str, int], list[list[str]]]:
+def _vocabulary(made: RandomFamily, size: int) -> tuple[dict[str, int], list[list[str]]]:
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(hidden))]
-    vocab = {token: i for i, token in enumerate([*specials, *letters])}
+    vocab = {token: i for i, token in enumerate([*made.specials, *letters])}
     merges = []
-    for word in WORDS:
+    for word in (*WORDS, *made.words):
         for end in range(2, len(word) + 1):
             if word[:end] not in vocab:
                 vocab[word[:end]] = len(vocab)

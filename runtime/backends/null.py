@@ -40,7 +40,7 @@ class NullSession:
     def allocate(self, rows: int) -> CacheMemory:
         g = self.geometry
         return HostCache(
-            slabs=1, rows=rows, heads=1, capacity=g.context_length, dim=g.hidden_size, dtype=np.float32
+            slabs=1, rows=rows, heads=1, limit=g.context_length, dim=g.hidden_size, dtype=np.float32
         )
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
@@ -48,14 +48,13 @@ class NullSession:
         if not isinstance(memory, HostCache):
             raise TypeError(f"expected a HostCache, got {type(memory).__name__}")
         rows, new, _ = feeds.inputs_embeds.shape
-        visible = feeds.attention_bias.shape[-1]
         self.calls.append((rows, new))
         hidden = np.empty((rows, self.geometry.hidden_size), np.float32)
         for row, start in enumerate(feeds.write_indices):
             cache = memory.data[0, first_row + row, 0]
             cache[start : start + new] = feeds.inputs_embeds[row]
             seen = feeds.attention_bias[row, 0, feeds.logit_positions[row, 0]] == 0
-            hidden[row] = cache[:visible][seen].mean(axis=0)
+            hidden[row] = seen.astype(np.float32) @ cache / seen.sum()  # what is masked has a weight of 0
         return hidden @ self._head
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ binds the same addresses with a smaller first axis.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +27,7 @@ from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 __all__ = ["OrtSession", "open_graph"]
 
 ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int64)": "int64"}
-COPIED = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "logit_positions")
+FEEDS = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "attention_bias", "logit_positions")
 
 
 def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
@@ -42,7 +43,7 @@ def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Patterns are kept per input shape, and the number of visible keys grows with every token.
+    # Patterns are kept per input shape, and hardly any two prefills have the same.
     options.enable_mem_pattern = False
     # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
@@ -68,7 +69,7 @@ class OrtSession:
         self.decoder_seconds = 0.0
         self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)
         self._decoder = open_graph(bundle.file(DECODER), threads=threads)
-        self._bindings: WeakKeyDictionary[HostCache, dict[tuple[int, int], _Binding]] = WeakKeyDictionary()
+        self._bindings: WeakKeyDictionary[HostCache, _StepBindings] = WeakKeyDictionary()
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
 
@@ -86,7 +87,7 @@ class OrtSession:
         return value.astype(self._dtype, copy=False) if value.dtype == np.float32 else value
 
     def allocate(self, rows: int) -> CacheMemory:
-        """Zeroed memory for `rows` rows."""
+        """Memory for `rows` rows; see `Session.allocate`."""
         return HostCache.for_decoder(self.geometry, rows, self._dtype)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
@@ -94,15 +95,17 @@ class OrtSession:
         if not isinstance(memory, HostCache):
             raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
         rows, new, _ = feeds.inputs_embeds.shape
-        slabs = memory.data[:, first_row : first_row + rows]
-        bindings = self._bindings.setdefault(memory, {})
-        binding = bindings.get((first_row, rows)) if new == 1 else None
+        steps = self._bindings.get(memory)
+        if steps is None or steps.data is not memory.data:  # the memory has grown, and lies elsewhere
+            steps = self._bindings[memory] = _StepBindings(memory.data, {})
+        binding = steps.by_rows.get((first_row, rows)) if new == 1 else None
         if binding is None:
+            slabs = memory.data[:, first_row : first_row + rows]
             binding = _Binding(
                 self._decoder.io_binding(), self._dtype, feeds, self.geometry.vocab_size, slabs
             )
             if new == 1:  # Decode steps repeat; prefill shapes hardly ever do.
-                bindings[first_row, rows] = binding
+                steps.by_rows[first_row, rows] = binding
         binding.fill(feeds)
         start = perf_counter()
         try:
@@ -118,11 +121,18 @@ class OrtSession:
         self._vision = self._decoder = None
 
 
-class _Binding:
-    """The decoder's inputs and outputs bound for one (C, T) and rows.
+@dataclass(frozen=True, slots=True)
+class _StepBindings:
+    """The bindings of decode steps to a memory while its contents are in `data`, by first row and rows."""
 
-    Small inputs are copied into memory that stays bound; the mask, which grows, and what a row keeps are bound
-    where they are.
+    data: NDArray[Any]
+    by_rows: dict[tuple[int, int], _Binding]
+
+
+class _Binding:
+    """The decoder's inputs and outputs bound for one (C, T, CAP) and rows.
+
+    Inputs are copied into memory that stays bound; what is a row's for all its passes is bound where it is.
     """
 
     def __init__(
@@ -143,21 +153,21 @@ class _Binding:
         self.logits = np.empty((slabs.shape[1], vocab_size), np.float32)
         self.io.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
 
-    def _bind(self, name: str, value: NDArray[Any]) -> None:
-        self.io.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
-
     def fill(self, feeds: DecoderFeeds) -> None:
         """Copies the inputs of one pass in and binds the others."""
         for name, value in _copied(feeds).items():
             np.copyto(self._copied[name], value, casting="same_kind")
-        for name, value in {"attention_bias": feeds.attention_bias, **feeds.row_inputs}.items():
+        for name, value in feeds.row_inputs.items():
             # Kept, because the binding holds no more than its address.
             self._kept[name] = np.ascontiguousarray(value, dtype=self._dtype)
             self._bind(name, self._kept[name])
 
+    def _bind(self, name: str, value: NDArray[Any]) -> None:
+        self.io.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+
 
 def _copied(feeds: DecoderFeeds) -> dict[str, NDArray[Any]]:
-    return {**{name: getattr(feeds, name) for name in COPIED}, **feeds.token_inputs}
+    return {**{name: getattr(feeds, name) for name in FEEDS}, **feeds.token_inputs}
 
 
 def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:

@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.option("--model", type=FOLDER, required=True, help="Folder of a Hugging Face checkpoint.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the new bundle.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="int4", show_default=True)
-@click.option("--context-length", type=int, help="Capacity of the key/value cache in tokens.")
+@click.option("--context-length", type=int, help="The most tokens of prompt and answer together.")
 @click.option(
     "--attention",
     type=click.Choice(ATTENTION_FORMS),

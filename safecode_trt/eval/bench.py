@@ -120,6 +120,7 @@ def _result(
             judge_tokens=0 if judge is None else len(judge),
             pictures=len(prompts["plain"].layouts[0].views),
             visible_keys=work.visible_keys,
+            capacity=work.capacity,
         ),
         ratios=_ratios(rounds, tokens),
         milliseconds={"open": opened.scaled(1e3)} | _milliseconds(rounds, max(tokens)),

@@ -26,7 +26,10 @@ class BundleFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What the cases were: rounds, sizes of prompts, keys that a step sees. `pictures` counts tiles."""
+    """What the cases were: rounds, sizes of prompts; `pictures` counts tiles.
+
+    A step sees `visible_keys` positions and reads `capacity`, all that are allocated.
+    """
 
     repeats: int
     tokens: tuple[int, ...]
@@ -34,6 +37,7 @@ class Setup:
     judge_tokens: int
     pictures: int
     visible_keys: int
+    capacity: int
     cached_prefix: str = "warm: an earlier reply of the same opened engine has filled it"
 
 

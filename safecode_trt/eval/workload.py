@@ -20,12 +20,13 @@ from safecode_trt.runtime.image import normalise, picture_views
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.request import Request, as_messages, prepare
 
-__all__ = ["MAX_ROWS", "VARIANTS", "Variant", "Workload"]
+__all__ = ["MAX_ROWS", "VARIANTS", "VISIBLE_KEYS", "Variant", "Workload"]
 
 Variant = Literal["plain", "cached", "noised"]
 VARIANTS: tuple[Variant, ...] = ("plain", "cached", "noised")
 MAX_ROWS = 3
-VISIBLE_KEYS = 256
+# The middle of a size of the cache: a step reads all of it, and that is how much is filled on average.
+VISIBLE_KEYS = 224
 
 
 class Workload:
@@ -41,14 +42,14 @@ class Workload:
         self.picture = Image.fromarray((ramp % 251).astype(np.uint8))
         self.prompts = {name: self._prepared(name) for name in VARIANTS}
         self.visible_keys = min(VISIBLE_KEYS, engine.capacity // 2)
-        self._memory = engine.session.allocate(MAX_ROWS)
+        self.capacity = self._cache(1, self.visible_keys).memory.capacity
 
     def longest_prompt(self) -> int:
         """Positions that the prompts take in the cache, whatever the variant."""
         return max(prepared.prefill.capacity for prepared in self.prompts.values())
 
     def steps(self, rows: int) -> Case:
-        """Decode steps in which every row sees `visible_keys` positions, the new one included."""
+        """Decode steps in which every row sees `visible_keys` of `capacity` positions, the new one included."""
         cache = self._filled(rows)
         engine = self.engine
 
@@ -62,9 +63,9 @@ class Workload:
         tokens = self.prompts["plain"].tokens["request"]
         prompt = self.engine.builder.text_row(tokens)
         counts = np.full(rows, len(tokens), np.int64)
+        cache = self._cache(rows, len(tokens))
 
         def run() -> None:
-            cache = KVCache(self._memory, rows=rows)
             self.engine.session.decode(
                 self.engine.builder.feeds([prompt] * rows, counts, cache), cache.memory
             )
@@ -114,11 +115,17 @@ class Workload:
             kept=lambda key: None,
         )
 
+    def _cache(self, rows: int, positions: int) -> KVCache:
+        """An empty cache with room for so many positions in every row, as the runtime makes it."""
+        cache = KVCache(self.engine.session.allocate(rows), rows=rows)
+        cache.require(positions)
+        return cache
+
     def _filled(self, rows: int) -> KVCache:
         """A cache of so many rows before its last visible position."""
         past = self.visible_keys - 1
         builder = self.engine.builder
-        cache = KVCache(self._memory, rows=rows)
+        cache = self._cache(rows, self.visible_keys)
         prompt = builder.text_row(np.full(past, self._token()))
         counts = np.full(rows, past, np.int64)
         self.engine.session.decode(builder.feeds([prompt] * rows, counts, cache), cache.memory)

@@ -34,8 +34,6 @@ class FamilyCase:
     rotary: Callable[[Path, Array, Layout], Array] | None = None
     # What the tiny checkpoint is made with beside the family's "tiny" size.
     changes: Mapping[str, Any] = field(default_factory=dict)
-    # Precisions whose top-1 must agree with fp32's on 99 % of the positions.
-    close: tuple[str, ...] = ("fp16", "int8")
 
 
 def cases() -> list[FamilyCase]:

@@ -33,5 +33,9 @@ CASE = FamilyCase(
     model_type="idefics3",
     processed=processed,
     token_ids=token_ids,
-    changes={"preprocessor.do_image_splitting": True, "preprocessor.size": {"longest_edge": 96}},
+    changes={
+        "text_config.max_position_embeddings": 512,
+        "preprocessor.do_image_splitting": True,
+        "preprocessor.size": {"longest_edge": 96},
+    },
 )

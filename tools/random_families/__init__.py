@@ -31,6 +31,8 @@ class RandomFamily:
     chat_template: str | None
     # Whether the tokenizer itself puts `bos` in front, as those of Llama do.
     adds_bos: bool = False
+    # Single tokens beside the usual ones, with \u0120 for a space in front.
+    words: tuple[str, ...] = ()
     write_more: Callable[[Path, Any], None] = field(default=lambda folder, config: None)
 
     def ids(self) -> dict[str, int]:

@@ -42,7 +42,7 @@ SIZES = {
             num_key_value_heads=2,
             head_dim=16,
             vocab_size=352,
-            max_position_embeddings=512,
+            max_position_embeddings=256,
         ),
         "vision_config": {
             "hidden_size": 48,

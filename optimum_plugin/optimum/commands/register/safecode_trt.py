@@ -30,7 +30,9 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a checkpoint.")
         parser.add_argument("-o", "--output", type=Path, required=True, help="Folder of the new bundle.")
         parser.add_argument("--precision", choices=PRECISIONS, default="int4")
-        parser.add_argument("--context-length", type=int, help="Capacity of the key/value cache in tokens.")
+        parser.add_argument(
+            "--context-length", type=int, help="The most tokens of prompt and answer together."
+        )
         parser.add_argument("--attention", choices=ATTENTION_FORMS, default="portable")
         parser.add_argument(
             "--no-verify", dest="verify", action="store_false", help="Do not compare with transformers."

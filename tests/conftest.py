@@ -16,7 +16,7 @@ from tests.family_checkpoints import FamilyCheckpoints
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Idefics3 checkpoint of a few ten thousand weights."""
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    write_checkpoint(folder)
+    write_checkpoint(folder, seed=5)
     return folder
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from safecode_trt.errors import CheckpointError
-from safecode_trt.models.spec import ModelSpec, TextConfig, Tiling, WeightNames, read_json
+from safecode_trt.models.spec import ModelSpec, Tiling, read_json
+from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["Idefics3Spec", "load"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.models import TextConfig
 from safecode_trt.runtime.kv_cache import KVCache
-from safecode_trt.runtime.rope import rope_tables
+from safecode_trt.runtime.rope import RotaryEmbedding
 from safecode_trt.runtime.session import DecoderFeeds
 from safecode_trt.tensors import MappedTensor
 
@@ -24,7 +24,7 @@ class FeedBuilder:
 
     def __init__(self, text: TextConfig, embed_tokens: MappedTensor, capacity: int) -> None:
         self._table = embed_tokens
-        self._cos, self._sin = rope_tables(text, capacity)
+        self._rope = RotaryEmbedding(text, capacity)
         self._positions = np.arange(capacity, dtype=np.int64)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -63,10 +63,11 @@ class FeedBuilder:
         new = embeds.shape[1]
         positions = starts[:, None] + self._positions[:new]  # (C, T)
         visible = self._positions[: int(starts.max()) + new] <= positions[..., None]  # (C, T, K)
+        cos, sin = self._rope(positions)
         return DecoderFeeds(
             inputs_embeds=embeds,
-            rope_cos=self._cos[positions],
-            rope_sin=self._sin[positions],
+            rope_cos=cos,
+            rope_sin=sin,
             write_indices=starts,
             attention_bias=np.where(visible, np.float32(0), MASKED)[:, None],
             logit_positions=logit_positions,

@@ -50,6 +50,9 @@ class RopeConfig:
         for key in REQUIRED.get(self.rope_type, ()):
             if getattr(self, key) is None:
                 raise ConfigError(f"rope_parameters: rope_type {self.rope_type!r} needs the key {key!r}")
+        for key in ("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"):
+            if (value := getattr(self, key)) is not None and value <= 0:
+                raise ConfigError(f"rope_parameters: {key} must be positive, got {value}")
         if self.rope_theta <= 1:
             raise ConfigError(f"rope_parameters: rope_theta must be more than 1, got {self.rope_theta}")
         if self.factor is not None and self.factor < 1:
@@ -81,17 +84,12 @@ class RopeConfig:
             **_set(given, *given),
             **_set(text, "original_max_position_embeddings"),  # transformers prefers the one outside
         }
-        rope["rope_type"] = _rope_type(rope.pop("type", "default"), rope, multimodal="mrope_section" in assumed)
+        rope["rope_type"] = _rope_type(
+            rope.pop("type", "default"), rope, multimodal="mrope_section" in assumed
+        )
         if (partial := rope.pop("partial_rotary_factor", 1)) != 1:
             raise CheckpointError(f"partial_rotary_factor {partial!r} is not supported; expected 1")
-        interleaved = assumed.get("mrope_interleaved", False)
-        if ("mrope_section" in rope) != ("mrope_section" in assumed) or (
-            rope.get("mrope_interleaved", False) != interleaved
-        ):
-            raise CheckpointError(
-                f"config.json: rope_parameters has mrope_section {rope.get('mrope_section')} and mrope_interleaved "
-                f"{rope.get('mrope_interleaved', False)}, which this text model_type does not have"
-            )
+        _check_axes(rope, assumed)
         rope.setdefault("original_max_position_embeddings", max_position_embeddings)
         rope["max_position_embeddings"] = max_position_embeddings
         try:
@@ -114,3 +112,15 @@ def _rope_type(old_key: str, rope: Mapping[str, Any], *, multimodal: bool) -> st
             f"rope_type {name!r} is not supported; supported: {', '.join(get_args(RopeType))}"
         )
     return name
+
+
+def _check_axes(rope: Mapping[str, Any], assumed: Mapping[str, Any]) -> None:
+    """How many axes a position has is a matter of the text model_type, not of the file."""
+    section, interleaved = rope.get("mrope_section"), rope.get("mrope_interleaved", False)
+    if (section is None) != ("mrope_section" not in assumed) or (
+        interleaved != assumed.get("mrope_interleaved", False)
+    ):
+        raise CheckpointError(
+            f"config.json: rope_parameters has mrope_section {section} and mrope_interleaved {interleaved}, "
+            "which this text model_type does not have"
+        )

@@ -187,7 +187,9 @@ def _refuse_other_layers(text: Mapping[str, Any], settings: Mapping[str, Any]) -
         )
     for key in EXPERTS:
         if text.get(key):
-            raise CheckpointError(f"text_config.{key} is {text[key]!r}; mixtures of experts are not supported")
+            raise CheckpointError(
+                f"text_config.{key} is {text[key]!r}; mixtures of experts are not supported"
+            )
     if other := sorted(set(text.get("layer_types") or ()) - LAYER_TYPES):
         raise CheckpointError(
             f"text_config.layer_types has {other[0]!r}; supported: {', '.join(sorted(LAYER_TYPES))}"

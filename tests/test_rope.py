@@ -12,7 +12,7 @@ from safecode_trt.models import TextConfig
 from safecode_trt.runtime.rope import RotaryEmbedding, attention_scale, inverse_frequencies
 
 SIZES = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2}
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3: dict[str, Any] = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 8192, "rope_type": "llama3"}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 CHUNKED = {"mrope_section": [16, 24, 24], "type": "mrope"}
@@ -43,7 +43,12 @@ def config_json(name: str) -> dict[str, Any]:
     model_type, theta, longest, scaling = VARIANTS[name]
     rope = {"rope_theta": theta, "max_position_embeddings": longest}
     # transformers writes into the mapping that it is given.
-    return {"model_type": model_type, **SIZES, **rope, "rope_scaling": None if scaling is None else dict(scaling)}
+    return {
+        "model_type": model_type,
+        **SIZES,
+        **rope,
+        "rope_scaling": None if scaling is None else dict(scaling),
+    }
 
 
 def read(name: str) -> TextConfig:
@@ -199,6 +204,7 @@ def test_new_and_old_spelling_are_the_same() -> None:
         ("vicuna", {"rope_scaling": {"mrope_section": [16, 24, 24]}}, "does not have"),
         ("vicuna", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         ("vicuna", {"rope_theta": 0}, "rope_theta must be more than 1"),
+        ("qwen2.5-yarn", {"rope_scaling": {**YARN, "beta_slow": 0}}, "beta_slow must be positive, got 0"),
         ("llama3.1", {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "0 < low_freq_factor < high"),
         ("qwen2-vl", {"rope_scaling": {**CHUNKED, "mrope_interleaved": True}}, "does not have"),
         ("qwen2-vl", {"rope_scaling": {**CHUNKED, "mrope_section": [16, 24]}}, "sum 64"),

@@ -34,10 +34,18 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
     Raises:
         ConfigError: context_length is more than the model was made for.
     """
-    text, longest = spec.text, spec.text.max_position_embeddings
-    length = config.context_length or min(longest, DEFAULT_CONTEXT_LENGTH)
-    if length > longest:
-        raise ConfigError(f"context_length is {length}, but the model's max_position_embeddings is {longest}")
+    text = spec.text
+    # Attention in the graph looks at everything: the same as in a window as long as nothing leaves the window.
+    limits = {
+        "max_position_embeddings": text.max_position_embeddings,
+        "sliding_window": text.sliding_window or text.max_position_embeddings,
+    }
+    length = config.context_length or min(*limits.values(), DEFAULT_CONTEXT_LENGTH)
+    for name, longest in limits.items():
+        if length > longest:
+            raise ConfigError(
+                f"context_length is {length}, but the model's {name} is {longest}; choose at most {longest}"
+            )
     return Geometry(
         num_hidden_layers=text.num_hidden_layers,
         num_attention_heads=text.num_attention_heads,

@@ -15,7 +15,8 @@ from typing import Any
 from safecode_trt.contract import GraphSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, Size, View, tiles
-from safecode_trt.models.spec import ModelSpec, TextConfig, WeightNames, read_json
+from safecode_trt.models.spec import ModelSpec, read_json
+from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["Idefics3Spec", "load"]
 

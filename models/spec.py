@@ -12,7 +12,6 @@ import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,82 +21,14 @@ from numpy.typing import NDArray
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout
+from safecode_trt.models.text import TextConfig, WeightNames
 
-__all__ = [
-    "Features",
-    "ModelSpec",
-    "TextConfig",
-    "WeightNames",
-    "known_model_types",
-    "load_spec",
-    "read_json",
-]
+__all__ = ["Features", "ModelSpec", "known_model_types", "load_spec", "read_json"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
 Features = Mapping[str, Floats]
 """What the vision encoder says of a picture, by name; axis 0 counts positions, and pictures are joined on it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextConfig:
-    """The text decoder in config.json's own words."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-
-    @classmethod
-    def from_config(cls, text: Mapping[str, Any], *, tie_word_embeddings: bool) -> TextConfig:
-        """Reads a Llama-like `text_config`.
-
-        Raises:
-            CheckpointError: a key is missing, or the decoder uses a feature that is not supported.
-        """
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise CheckpointError(f"rope_type {kind!r} is not supported; supported: default")
-        if (activation := text.get("hidden_act", "silu")) != "silu":
-            raise CheckpointError(f"text_config.hidden_act {activation!r} is not supported; supported: silu")
-        for key in ("attention_bias", "mlp_bias", "sliding_window"):
-            if text.get(key):
-                raise CheckpointError(f"text_config.{key} is not supported; expected it to be off")
-        try:
-            heads = int(text["num_attention_heads"])
-            return cls(
-                hidden_size=int(text["hidden_size"]),
-                intermediate_size=int(text["intermediate_size"]),
-                num_hidden_layers=int(text["num_hidden_layers"]),
-                num_attention_heads=heads,
-                num_key_value_heads=int(text.get("num_key_value_heads") or heads),
-                head_dim=int(text.get("head_dim") or int(text["hidden_size"]) // heads),
-                vocab_size=int(text["vocab_size"]),
-                rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-                rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 10000.0))),
-                max_position_embeddings=int(text.get("max_position_embeddings", 2048)),
-                tie_word_embeddings=tie_word_embeddings,
-            )
-        except KeyError as error:
-            raise CheckpointError(f"config.json: text_config has no key {error}") from error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightNames:
-    """Where the decoder's tensors are in the checkpoint; `layer` holds {i} for the layer's index."""
-
-    embed_tokens: str
-    norm: str
-    lm_head: str
-    layer: str
 
 
 class ModelSpec(ABC):
@@ -202,7 +133,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "spec", "text"}))
+    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text"}))
 
 
 def load_spec(folder: Path) -> ModelSpec:

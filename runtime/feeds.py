@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.models import TextConfig
 from safecode_trt.runtime.kv_cache import KVCache
-from safecode_trt.runtime.rope import rope_tables
+from safecode_trt.runtime.rope import RotaryEmbedding
 from safecode_trt.runtime.rows import RowPrompt, Tail
 from safecode_trt.runtime.session import DecoderFeeds
 from safecode_trt.tensors import MappedTensor
@@ -27,7 +27,7 @@ class FeedBuilder:
 
     def __init__(self, text: TextConfig, embed_tokens: MappedTensor, context_length: int) -> None:
         self._table = embed_tokens
-        self._cos, self._sin = rope_tables(text, context_length)
+        self._rope = RotaryEmbedding(text, context_length)
 
     def embed(self, token_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """(n,) token ids to (n, E) embeddings; only these rows are read."""
@@ -60,13 +60,13 @@ class FeedBuilder:
                 target[: len(part)] = part
             return block
 
-        def positions(row: RowPrompt, span: slice) -> NDArray[np.int64]:
-            return row.positions[:, span].T
-
         pairs = list(zip(rows, spans, strict=True))
+        axes = [
+            padded(row.positions[axis, span] for row, span in pairs) for axis in range(len(rows[0].positions))
+        ]
         return self._assemble(
             padded(row.embeds[span] for row, span in pairs),
-            np.moveaxis(padded(positions(row, span) for row, span in pairs), -1, 0),
+            np.stack(axes) if len(axes) > 1 else axes[0],
             starts,
             np.maximum(counts - 1, 0)[:, None],
             cache.memory.capacity,
@@ -81,10 +81,9 @@ class FeedBuilder:
         """One pass that writes the same token behind every carried row."""
         rows = cache.rows
         starts = cache.lengths[:rows].copy()
-        positions = np.broadcast_to((starts + tail.offsets[:rows])[None, :, None], (tail.axes, rows, 1))
         return self._assemble(
             np.repeat(self.embed(np.array([token_id]))[None], rows, axis=0),
-            positions,
+            (starts + tail.offsets[:rows])[:, None],
             starts,
             np.zeros((rows, 1), np.int64),
             cache.memory.capacity,
@@ -106,10 +105,11 @@ class FeedBuilder:
         bias = np.full((*queries.shape, capacity), MASKED)
         for query, position in zip(bias.reshape(-1, capacity), queries.flat, strict=True):
             query[: position + 1] = 0
+        cos, sin = self._rope(positions)
         return DecoderFeeds(
             inputs_embeds=embeds,
-            rope_cos=self._cos[positions[0]],
-            rope_sin=self._sin[positions[0]],
+            rope_cos=cos,
+            rope_sin=sin,
             write_indices=starts,
             attention_bias=bias[:, None],
             logit_positions=logit_positions,

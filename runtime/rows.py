@@ -40,7 +40,6 @@ class Tail:
     """
 
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
-    axes: int = 1
     token_inputs: Mapping[str, Array] = field(default_factory=dict)
     row_inputs: Mapping[str, Array] = field(default_factory=dict)
 
@@ -51,7 +50,6 @@ def tail_of(rows: Sequence[RowPrompt]) -> Tail:
     return Tail(
         # Behind a prompt all axes count on together.
         offsets=np.array([row.positions[0, -1] - len(row) for row in rows], np.int64),
-        axes=len(first.positions),
         token_inputs={
             name: np.stack([row.token_inputs[name][-1:] for row in rows]) for name in first.token_inputs
         },

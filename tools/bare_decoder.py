@@ -24,7 +24,7 @@ from safecode_trt.models import load_spec
 from safecode_trt.runtime.backends.host_cache import capacity_for
 from safecode_trt.runtime.backends.ort import open_graph
 from safecode_trt.runtime.feeds import MASKED
-from safecode_trt.runtime.rope import rope_tables
+from safecode_trt.runtime.rope import RotaryEmbedding
 
 __all__ = [
     "BreakEven",
@@ -81,7 +81,8 @@ def portable_feeds(
 ) -> dict[str, NDArray[Any]]:
     """Inputs of the portable decoder for new tokens (1, T, E) behind `past` of `capacity` positions."""
     g, new = bundle.manifest.geometry, embeds.shape[1]
-    cos, sin = rope_tables(load_spec(bundle.path).text, g.context_length)
+    rope = RotaryEmbedding(load_spec(bundle.path).text, g.context_length)
+    cos, sin = rope(np.arange(g.context_length))
     positions = np.arange(past, past + new)
     visible = np.arange(capacity) <= positions[:, None]
     return {

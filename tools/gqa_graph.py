@@ -18,7 +18,7 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.export.quantize import unpack_int4
 from safecode_trt.manifest import DECODER
 from safecode_trt.models import load_spec
-from safecode_trt.runtime.rope import rope_tables
+from safecode_trt.runtime.rope import RotaryEmbedding
 
 __all__ = ["to_matmul_nbits", "write_gqa_decoder"]
 
@@ -67,10 +67,8 @@ class _Decoder:
         g = self.geometry
         x = _value("inputs_embeds", FLOAT, (1, "T", g.hidden_size))
         lengths = [_value("seqlens_k", INT32, (1,)), _value("total_sequence_length", INT32, ())]
-        tables = [
-            self.constant(name, table)
-            for name, table in zip(("cos", "sin"), rope_tables(self.text, g.context_length), strict=True)
-        ]
+        cos, sin = RotaryEmbedding(self.text, g.context_length)(np.arange(g.context_length))
+        tables = [self.constant(name, table) for name, table in (("cos", cos), ("sin", sin))]
         inputs: list[ir.Value] = [x, *lengths]
         outputs: list[ir.Value] = []
         normed = self.op("SimplifiedLayerNormalization", [x, self.norm_weight(0, "self_attn")], **self.norm)

@@ -6,13 +6,16 @@ Knows nothing of families; imports torch when called.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from safecode_trt.contract import GraphSpec, Precision
+from safecode_trt.contract import GraphSpec, VisionPrecision
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.quiet import quiet
+from safecode_trt.export.vision_quantize import shrink_weights
+from safecode_trt.manifest import Quantization
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,11 +29,12 @@ MOST_PICTURES = 1024
 
 
 def write_vision_encoder(
-    checkpoint: Checkpoint, model_type: str, graph: GraphSpec, path: Path, *, precision: Precision
-) -> None:
+    checkpoint: Checkpoint, model_type: str, graph: GraphSpec, path: Path, *, precision: VisionPrecision
+) -> Mapping[str, Quantization]:
     """Traces the encoder and writes it to `path`, its weights beside it to `path` + ".data".
 
-    `graph` is `contract.vision_graph`. Quantised precisions keep this graph in float32.
+    `graph` is `contract.vision_graph`, which has the type of the activations; `precision` is that of the weights.
+    Returns how each quantised weight was quantised.
 
     Raises:
         CheckpointError: a tensor is missing or wrong, or the traced graph is not that of the contract.
@@ -41,7 +45,7 @@ def write_vision_encoder(
     family = importlib.import_module(f"safecode_trt.export.families.{model_type}")
     module: nn.Module = family.vision_encoder(checkpoint.folder, checkpoint)
     (pixels,) = graph.inputs
-    dtype = torch.float16 if precision == "fp16" else torch.float32
+    dtype = torch.float16 if pixels.dtype == "float16" else torch.float32
     # Two pictures: a size of one would be taken for a constant.
     example = torch.zeros(2, *(int(size) for size in pixels.shape[1:]), dtype=dtype)
     with torch.no_grad(), quiet():
@@ -57,7 +61,9 @@ def write_vision_encoder(
         )
     model = cast(Any, program).model
     _check(model, graph)
+    quantization = shrink_weights(model, precision)
     ir.save(model, path, external_data=path.name + ".data", alignment=4096, align_threshold=4096)
+    return quantization
 
 
 def _check(model: Any, graph: GraphSpec) -> None:

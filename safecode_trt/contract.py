@@ -12,18 +12,26 @@ from typing import Literal
 __all__ = [
     "ACTIVATION_DTYPE",
     "ATTENTION_FORMS",
+    "HEAD_PRECISIONS",
     "PRECISIONS",
+    "VISION_PRECISIONS",
     "AttentionForm",
     "Geometry",
     "GraphSpec",
+    "HeadPrecision",
     "Precision",
     "TensorSpec",
+    "VisionPrecision",
     "decoder_graph",
     "vision_graph",
 ]
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+HeadPrecision = Literal["int8", "int4"]
+HEAD_PRECISIONS: tuple[HeadPrecision, ...] = ("int8", "int4")
+VisionPrecision = Literal["fp32", "fp16", "int8"]
+VISION_PRECISIONS: tuple[VisionPrecision, ...] = ("fp32", "fp16", "int8")
 AttentionForm = Literal["portable", "decomposed"]
 ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
 
@@ -31,6 +39,7 @@ ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
 ACTIVATION_DTYPE: dict[str, str] = {
     "fp32": "float32",
     "fp16": "float16",
+    "bf16": "bfloat16",
     "int8": "float32",
     "int4": "float32",
 }
@@ -95,7 +104,8 @@ def decoder_graph(geometry: Geometry, precision: Precision) -> GraphSpec:
 
 def vision_graph(geometry: Geometry, precision: Precision, image_size: int) -> GraphSpec:
     """The vision encoder with its projector: P normalised square pictures in, their image features out."""
-    dtype = ACTIVATION_DTYPE[precision]
+    # Float32 beside a bf16 decoder: numpy has no bfloat16, and the encoder then runs on the CPU too.
+    dtype = "float16" if precision == "fp16" else "float32"
     features = ("P", geometry.image_seq_len, geometry.hidden_size)
     return GraphSpec(
         inputs=(TensorSpec(name="pixel_values", dtype=dtype, shape=("P", 3, image_size, image_size)),),

@@ -84,8 +84,10 @@ def parse_block_size(text: str | None) -> BlockSize | None:
     Raises:
         ConfigError: it is neither a number nor 'channel'.
     """
-    if text is None or text == "channel":
-        return text
+    if text is None:
+        return None
+    if text == "channel":
+        return "channel"
     if not text.isascii() or not text.isdigit():
         raise ConfigError(f"block_size must be a number or 'channel', got {text!r}")
     return int(text)

@@ -111,13 +111,12 @@ class LinearWriter:
             start += outputs
         b = self._builder
         if how.block_size is None:
-            scales, zeros, attributes = scales[0], zeros[0], {"axis": 1}
-        else:
-            attributes = {"axis": 0, "block_size": how.block_size}
+            scales, zeros = scales[0], zeros[0]
+        grid = {"axis": 1} if how.block_size is None else {"axis": 0, "block_size": how.block_size}
         operands = [self._codes(f"{path}/weight", values, how), b.weight(f"{path}/scale", scales)]
         if zeros.any():
             operands.append(self._codes(f"{path}/zero_point", zeros, how))
-        return b.op("DequantizeLinear", operands, path, **attributes)
+        return b.op("DequantizeLinear", operands, path, output=None, **grid)
 
     def _part(self, name: str, shape: tuple[int, int], how: Quantization) -> Quantized:
         if self._packed and name in self._packed:

@@ -224,8 +224,10 @@ def test_sharded_and_single_checkpoints_make_the_same_decoder(
 def test_quantisation_errors_are_reported(
     tiny_checkpoint: Path, spec: ModelSpec, geometry: Geometry, tmp_path: Path
 ) -> None:
-    found = write_decoder(
-        Checkpoint(tiny_checkpoint), spec, geometry, tmp_path / "decoder.onnx", precision="int4"
+    found = dict(
+        write_decoder(
+            Checkpoint(tiny_checkpoint), spec, geometry, tmp_path / "decoder.onnx", precision="int4"
+        )
     )
     assert len(found) == 7 * geometry.num_hidden_layers + 1
     assert all(how.error is not None and 0.003 < how.error < 0.15 for how in found.values())

@@ -39,7 +39,7 @@ def test_error_is_small_and_is_what_it_says(how: Quantization, limit: float) -> 
     quantized = quantize(original, how)
     difference = np.linalg.norm(dequantize(quantized) - original)
     assert quantized.how.error == pytest.approx(difference / np.linalg.norm(original), rel=1e-4)
-    assert quantized.how.error < limit
+    assert quantized.how.error is not None and quantized.how.error < limit
     assert replace(quantized.how, error=None) == how
 
 

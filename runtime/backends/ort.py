@@ -76,7 +76,7 @@ class OrtSession:
         # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
         self.decoder_seconds = 0.0
         self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)
-        self._decoder = open_graph(bundle.file(DECODER), threads=threads) if decoder else None
+        self._decoder: Any = open_graph(bundle.file(DECODER), threads=threads) if decoder else None
         self._bindings: WeakKeyDictionary[HostCache, dict[tuple[int, int], _Binding]] = WeakKeyDictionary()
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         if decoder:

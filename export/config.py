@@ -31,8 +31,9 @@ class WeightConfig:
     """How the decoder's weights are quantised in int8 and int4.
 
     `block_size` is how many inputs of an output share one scale; "channel" is all of them, and None takes
-    "channel" in int8 and 32 in int4. `asymmetric` adds zero points. `scale_search` looks for the scales with
-    the smallest squared error. `lm_head` is the precision of the logits' weight where the others are int4.
+    "channel" in int8 and 32 in int4. `asymmetric` adds zero points. `scale_search` looks for the four-bit
+    scales with the smallest squared error; they cut the largest weights, which need not make the better model.
+    `lm_head` is the precision of the logits' weight where the others are int4.
     """
 
     block_size: BlockSize | None = None
@@ -65,16 +66,19 @@ class WeightConfig:
         if precision == "int8":
             if self.lm_head != "int8":
                 raise ConfigError("lm_head int4 needs precision int4, got int8")
+            if self.scale_search:
+                raise ConfigError("scale_search finds nothing better in int8; it needs precision int4")
             block_size = size if isinstance(size, int) else None
         elif size == "channel":
             raise ConfigError("block_size 'channel' is too coarse for int4; choose 32, 64 or 128")
         else:
             block_size = size or BLOCK_SIZE
+        four = precision == "int4" and not (head and self.lm_head == "int8")
         return Quantization(
-            bits=4 if precision == "int4" and not (head and self.lm_head == "int8") else 8,
+            bits=4 if four else 8,
             block_size=block_size,
             symmetric=not self.asymmetric,
-            method="scale-search" if self.scale_search else "round-to-nearest",
+            method="scale-search" if four and self.scale_search else "round-to-nearest",
         )
 
 

@@ -109,7 +109,8 @@ def write_packed(source: Path, packed: Path, floats: Path, packing: Packing, *, 
     words, plain = dict(tensors), dict(tensors)
     for seed, (name, tensor) in enumerate(sorted(tensors.items())):
         if ".text_model.layers." in name and tensor.ndim == 2 and keep not in name:
-            codes = draw(*tensor.shape, packing, seed)
+            outputs, inputs = tensor.shape
+            codes = draw(outputs, inputs, packing, seed)
             plain[name] = codes.weight
             del words[name]
             stem = name.removesuffix("weight")

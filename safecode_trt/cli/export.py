@@ -33,7 +33,7 @@ __all__ = ["command"]
     "--asymmetric", is_flag=True, help="Quantise with zero points; TensorRT takes symmetric weights only."
 )
 @click.option(
-    "--scale-search", is_flag=True, help="Search the scales with the smallest squared error of the weights."
+    "--scale-search", is_flag=True, help="Search the int4 scales with the smallest squared error of the weights."
 )
 @click.option(
     "--lm-head",

@@ -107,7 +107,7 @@ def test_every_form_is_fused(
     assert {len(node.input) for node in fused} == {4 if config.asymmetric else 3}
 
 
-def test_ids_of_fused_and_written_weights_can_differ(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_check_of_fusing_can_fail(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The check above can fail: without the optimiser nothing is fused."""
     path = tmp_path / "decoder.onnx"
     write(tiny_checkpoint, path, "int4", WeightConfig())

@@ -23,7 +23,13 @@ __all__ = ["command"]
 @click.command("export", short_help="Make a bundle from a checkpoint.")
 @click.option("--model", type=FOLDER, required=True, help="Folder of a Hugging Face checkpoint.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the new bundle.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="int4", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="int4",
+    show_default=True,
+    help="bf16 runs on GPUs only and needs --no-verify.",
+)
 @click.option(
     "--block-size",
     metavar="[32|64|128|channel]",
@@ -33,7 +39,9 @@ __all__ = ["command"]
     "--asymmetric", is_flag=True, help="Quantise with zero points; TensorRT takes symmetric weights only."
 )
 @click.option(
-    "--scale-search", is_flag=True, help="Search the int4 scales with the smallest squared error of the weights."
+    "--scale-search",
+    is_flag=True,
+    help="Search the int4 scales with the smallest squared error of the weights.",
 )
 @click.option(
     "--lm-head",

@@ -97,7 +97,8 @@ def _quantization(manifest: Manifest) -> str:
         codes = "symmetric" if how.symmetric else "asymmetric"
         lost = sum(errors) / len(errors)
         mean = "" if lost != lost else f", mean relative error {lost:.3g}"
-        lines.append(f"{len(errors)} tensors: {how.bits} bits, {size}, {codes}, {how.method}{mean}")
+        count = "1 tensor" if len(errors) == 1 else f"{len(errors)} tensors"
+        lines.append(f"{count}: {how.bits} bits, {size}, {codes}, {how.method}{mean}")
     return "\n".join(lines) or "nothing"
 
 

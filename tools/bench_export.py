@@ -33,7 +33,7 @@ unit = 1 if sys.platform == "darwin" else 1024
 spec = load_spec(model)
 sizes = geometry(spec, ExportConfig())
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-found = write_decoder(Checkpoint(model), spec, sizes, target, precision=precision, attention=attention)
+found = write_decoder(Checkpoint(model, spec.renames), spec, sizes, target, precision=precision, attention=attention)
 seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "precision": precision,

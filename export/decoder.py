@@ -14,7 +14,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from safecode_trt.contract import ACTIVATION_DTYPE, AttentionForm, Geometry, Precision, decoder_graph
+from safecode_trt.contract import (
+    Activations,
+    AttentionForm,
+    Geometry,
+    Precision,
+    activation_dtype,
+    decoder_graph,
+)
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.attention import LayerForm, layer_form
 from safecode_trt.export.checkpoint import Checkpoint
@@ -38,6 +45,7 @@ def write_decoder(
     precision: Precision,
     attention: AttentionForm = "portable",
     weights: WeightConfig = WeightConfig(),
+    activations: Activations = "fp32",
     report: Report = lambda done, total: None,
 ) -> Mapping[str, Quantization]:
     """Writes the graph to `path` and its weights beside it, to `path` + ".data".
@@ -49,10 +57,10 @@ def write_decoder(
         ConfigError: the settings do not fit each other, or a size of the model is no multiple of the block size.
     """
     with WeightFile(path.with_name(path.name + ".data")) as file:
-        dtype = ACTIVATION_DTYPE[precision]
-        graph = decoder_graph(geometry, precision, spec.decoder_inputs(dtype))
+        dtype = activation_dtype(precision, activations)
+        graph = decoder_graph(geometry, precision, spec.decoder_inputs(dtype), activations=activations)
         builder = GraphBuilder(graph, file)
-        linear = LinearWriter(builder, checkpoint, precision, weights)
+        linear = LinearWriter(builder, checkpoint, precision, weights, dtype)
         form = layer_form(attention, builder, geometry, dtype)
         decoder = _Decoder(
             builder, checkpoint, spec.text, spec.weights, geometry, DTYPES[dtype].numpy(), form, linear
@@ -159,7 +167,7 @@ class _Decoder:
         with np.errstate(over="ignore"):
             vector = self.checkpoint.get(name, (size,)).astype(self.dtype)
         if not np.isfinite(vector).all():
-            raise CheckpointError(f"tensor {name} has values beyond float16's range; use fp32 or int8")
+            raise CheckpointError(f"tensor {name} has values beyond float16's range; use fp32 activations")
         return vector
 
     def _head_name(self) -> str:

@@ -104,7 +104,8 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = loads(Manifest, text, BUNDLE_JSON)
     except (ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is not a bundle manifest: {error}") from error
-    if manifest.graphs.get(DECODER) != decoder_graph(manifest.geometry, manifest.precision):
+    expected = decoder_graph(manifest.geometry, manifest.precision, activations=manifest.activations)
+    if manifest.graphs.get(DECODER) != expected:
         raise BundleError(
             f"{path}: the decoder's inputs and outputs are not those of the contract; export again"
         )

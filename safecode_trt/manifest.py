@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from safecode_trt.config import SafeCodeConfig
-from safecode_trt.contract import AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
+from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
@@ -120,12 +120,13 @@ class Parity:
 class Manifest:
     """bundle.json. `parity` is None when the export was told not to verify.
 
-    `precision` is the decoder's. `quantization` has the tensors that are stored as codes, by the checkpoint's
+    `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that are stored as codes, by the checkpoint's
     name in the decoder and by the graph's in the vision encoder.
     """
 
     model_type: str
     precision: Precision
+    activations: Activations
     vision_precision: VisionPrecision
     attention: AttentionForm
     geometry: Geometry

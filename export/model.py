@@ -39,10 +39,17 @@ class TransformersModel:
 
     @torch.no_grad()
     def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:
-        """The greedy reply up to its end token, at most `count` tokens."""
+        """The greedy reply up to its end token, at most `count` tokens and none of them an image token.
+
+        Random weights choose that too; some models take it for one more picture, and then fail.
+        """
         inputs = self._inputs(probe, ())
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=count, eos_token_id=list(ends), pad_token_id=ends[0]
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=list(ends),
+            pad_token_id=ends[0],
+            suppress_tokens=[self._spec.image_token_id],
         )
         with quiet():
             found = self._model.generate(**inputs, generation_config=settings)

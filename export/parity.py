@@ -105,10 +105,11 @@ def compare(
     features = encode_pictures(session, spec, [probe.picture for probe in probes])
     led = _lead(session, builder, spec, probes, features, [answer.reply for answer in answers])
     expected = [answer.logits for answer in answers]
-    hits = [got.argmax(-1) == want.argmax(-1) for got, want in zip(led, expected, strict=True)]
+    image = spec.image_token_id
+    hits = [_best(got, image) == _best(want, image) for got, want in zip(led, expected, strict=True)]
     kept = total = 0
     for probe, answer, logits in zip(probes, answers, led, strict=True):
-        same = logits[probe.led - 1 :].argmax(-1) == np.array(answer.reply)
+        same = _best(logits[probe.led - 1 :], image) == np.array(answer.reply)
         kept += len(same) if same.all() else int(same.argmin())
         total += len(same)
     vision = _difference(
@@ -176,6 +177,13 @@ def _lead(
                 kept.append(row_logits.copy())
         counts = np.array([int(at < len(row)) for row, at in zip(rows, done, strict=True)], np.int64)
     return [np.stack(kept) for kept in logits]
+
+
+def _best(logits: Array, image_token_id: int) -> NDArray[np.int64]:
+    """The best token (n,) of each position, as the replies are made: never an image token."""
+    words = logits.copy()
+    words[:, image_token_id : image_token_id + 1] = -np.inf
+    return words.argmax(-1)
 
 
 def _difference(found: Array, expected: Array) -> GraphParity:

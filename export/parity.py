@@ -94,7 +94,7 @@ def answer_probes(
 
 def _answer(model: TransformersModel, probe: Probe, ends: Sequence[int]) -> Answer:
     reply = model.greedy(probe, REPLY_TOKENS, ends)
-    logits = model.logits(probe, reply)[len(probe.token_ids) - probe.led : -1]
+    logits = model.logits(probe, reply[:-1])[len(probe.token_ids) - probe.led :]
     return Answer(features=model.features(probe), reply=reply, logits=logits)
 
 
@@ -114,11 +114,10 @@ def compare(
     features = encode_pictures(session, spec, [probe.picture for probe in probes])
     led = _lead(session, builder, spec, probes, features, [answer.reply for answer in answers])
     expected = [answer.logits for answer in answers]
-    image = spec.image_token_id
-    hits = [_best(got, image) == _best(want, image) for got, want in zip(led, expected, strict=True)]
+    hits = [got.argmax(-1) == want.argmax(-1) for got, want in zip(led, expected, strict=True)]
     kept = total = 0
     for probe, answer, logits in zip(probes, answers, led, strict=True):
-        same = _best(logits[probe.led - 1 :], image) == np.array(answer.reply)
+        same = logits[probe.led - 1 :].argmax(-1) == np.array(answer.reply)
         kept += len(same) if same.all() else int(same.argmin())
         total += len(same)
     vision = _difference(
@@ -186,13 +185,6 @@ def _lead(
                 kept.append(row_logits.copy())
         counts = np.array([int(at < len(row)) for row, at in zip(rows, done, strict=True)], np.int64)
     return [np.stack(kept) for kept in logits]
-
-
-def _best(logits: Array, image_token_id: int) -> NDArray[np.int64]:
-    """The best token (n,) of each position, as the replies are made: never an image token."""
-    words = logits.copy()
-    words[:, image_token_id : image_token_id + 1] = -np.inf
-    return words.argmax(-1)
 
 
 def _difference(found: Array, expected: Array) -> GraphParity:

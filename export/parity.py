@@ -84,7 +84,7 @@ def answer_probes(
     answers = []
     for probe in probes:
         reply = model.greedy(probe, REPLY_TOKENS, ends)
-        logits = model.logits(probe, reply)[len(probe.token_ids) - probe.led : -1]
+        logits = model.logits(probe, reply[:-1])[len(probe.token_ids) - probe.led :]
         answers.append(Answer(features=model.features(probe), reply=reply, logits=logits))
     return answers
 

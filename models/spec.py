@@ -133,7 +133,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text"}))
+    return tuple(sorted(set(files) - {"layout", "patches", "rope", "spec", "text"}))
 
 
 def load_spec(folder: Path) -> ModelSpec:

@@ -23,10 +23,10 @@ from safecode_trt.models import ModelSpec
 __all__ = [
     "PARTS",
     "VisionEncoder",
-    "attend",
     "embed_patches",
     "image_features",
     "merge_patches",
+    "mix",
     "model_inputs",
     "vision_encoder",
 ]
@@ -44,7 +44,8 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Tensor, rotary_cos: Tensor, rotary_sin: Tensor) -> Tensor:
         hidden = embed_patches(self.visual.patch_embed.proj, pixel_values)
         for block in self.visual.blocks:
-            hidden = hidden + attend(block.attn, block.norm1(hidden), rotary_cos, rotary_sin)
+            qkv = block.attn.qkv(block.norm1(hidden))
+            hidden = hidden + block.attn.proj(mix(block.attn, qkv, rotary_cos, rotary_sin))
             hidden = hidden + block.mlp(block.norm2(hidden))
         return merge_patches(self.visual.merger, hidden)
 
@@ -54,17 +55,20 @@ def embed_patches(projection: nn.Conv3d, pixel_values: Tensor) -> Tensor:
     return nn.functional.linear(pixel_values, projection.weight.flatten(1), projection.bias)
 
 
-def attend(attention: Any, x: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Attention among all patches of axes 1 and 2; `bias` is added to the scores of heads, queries and keys."""
-    parts = attention.qkv(x).flatten(1, 2).unflatten(-1, (3, attention.num_heads, -1))
+def mix(attention: Any, qkv: Tensor, cos: Tensor, sin: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Values mixed by attention among all patches of axes 1 and 2, in the shape of the queries.
+
+    `qkv` (P, N, patches, 3 * width) are queries, keys and values; `bias` is added to the scores (P, heads,
+    queries, keys).
+    """
+    parts = qkv.flatten(1, 2).unflatten(-1, (3, attention.num_heads, -1))
     cos, sin = (table.flatten(1, 2).unsqueeze(2) for table in (cos, sin))
     query, key = (_rotate(parts[:, :, part], cos, sin) for part in (0, 1))
     # Scaled before the product, which float16 could not hold otherwise.
     scores = (query * attention.scaling).transpose(1, 2) @ key.permute(0, 2, 3, 1)
     scores = scores if bias is None else scores + bias
     mixed = scores.softmax(-1) @ parts[:, :, 2].transpose(1, 2)
-    out: Tensor = attention.proj(mixed.transpose(1, 2).reshape(x.shape))
-    return out
+    return mixed.transpose(1, 2).reshape(*qkv.shape[:3], -1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from random_families import RandomFamily
 
-__all__ = ["CHAT_TEMPLATE", "FAMILY", "SPECIALS", "TOKEN_IDS", "flatten_config", "preprocessor"]
+__all__ = ["CHAT_TEMPLATE", "FAMILY", "SPECIALS", "TOKEN_IDS", "flatten_config", "preprocessor", "text_config"]
 
 SPECIALS = (
     "<|endoftext|>",
@@ -42,7 +42,8 @@ CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 
-def _text(tie: bool, sections: list[int], **sizes: Any) -> dict[str, Any]:
+def text_config(tie: bool, sections: list[int], **sizes: Any) -> dict[str, Any]:
+    """A decoder of the Qwen2 kind; `sections` share out the pairs of a head among the axes of a position."""
     rope = {"type": "mrope", "mrope_section": sections, "rope_theta": 1000000.0}
     return {"rms_norm_eps": 1e-6, "rope_parameters": rope, "tie_word_embeddings": tie, **sizes}
 
@@ -50,7 +51,7 @@ def _text(tie: bool, sections: list[int], **sizes: Any) -> dict[str, Any]:
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "tie_word_embeddings": True,
-        "text_config": _text(
+        "text_config": text_config(
             True,
             [2, 3, 3],
             hidden_size=64,
@@ -72,7 +73,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "2b": {
         "tie_word_embeddings": True,
-        "text_config": _text(
+        "text_config": text_config(
             True,
             [16, 24, 24],
             hidden_size=1536,
@@ -87,7 +88,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "7b": {
         "tie_word_embeddings": False,
-        "text_config": _text(
+        "text_config": text_config(
             False,
             [16, 24, 24],
             hidden_size=3584,

@@ -76,6 +76,15 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder}: tensor {name} has values that are not finite")
         return values
 
+    def integers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """A tensor of 32-bit integers, checked as by `mapped`."""
+        tensor = self.mapped(name, shape)
+        if tensor.dtype != "I32":
+            raise CheckpointError(f"{self.folder}: tensor {name} has type {tensor.dtype}; expected I32")
+        values: NDArray[np.int32] = np.array(tensor.data)
+        _release(tensor)
+        return values
+
     def names(self, prefix: str) -> Iterator[str]:
         """The names of the tensors that begin with `prefix`."""
         return (name for name in self._tensors if name.startswith(prefix))

@@ -24,7 +24,7 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
-    write_checkpoint(tmp_path / "sharded", shard_bytes=100_000)
+    write_checkpoint(tmp_path / "sharded", seed=5, shard_bytes=100_000)
     return tmp_path / "sharded"
 
 

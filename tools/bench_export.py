@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 # The child's peak is read before and after, so that the interpreter and its imports are not counted. Linux counts
 # in KiB, macOS in bytes.
@@ -33,7 +33,7 @@ unit = 1 if sys.platform == "darwin" else 1024
 spec = load_spec(model)
 sizes = geometry(spec, ExportConfig())
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-errors = write_decoder(Checkpoint(model), spec, sizes, target, precision=precision, attention=attention)
+found = write_decoder(Checkpoint(model), spec, sizes, target, precision=precision, attention=attention)
 seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "precision": precision,
@@ -43,7 +43,7 @@ print(json.dumps({
     "interpreter_mb": round(before * unit / 1e6),
     "peak_above_mb": round((after - before) * unit / 1e6),
     "file_mb": round(sum(f.stat().st_size for f in target.parent.iterdir()) / 1e6),
-    "mean_error": round(sum(errors.values()) / max(len(errors), 1), 4),
+    "mean_error": round(sum(how.error or 0.0 for how in found.values()) / max(len(found), 1), 4),
     "torch_imported": "torch" in sys.modules,
 }))
 """

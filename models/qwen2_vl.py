@@ -65,7 +65,9 @@ def common_settings(
     low, high = pixel_limits(preprocessor)
     tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings")
     return {
-        "text": TextConfig.from_config(text, tie_word_embeddings=bool(tied), model_type=config["model_type"]),
+        "text": TextConfig.from_config(
+            text, tie_word_embeddings=bool(tied), model_type=f"{config['model_type']}_text"
+        ),
         "image_token_id": int(config.get("image_token_id", 151655)),
         "image_mean": tuple(map(float, preprocessor.get("image_mean", CLIP_MEAN))),
         "image_std": tuple(map(float, preprocessor.get("image_std", CLIP_STD))),

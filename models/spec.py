@@ -99,7 +99,10 @@ class ModelSpec(ABC):
         return {name: np.resize(x, (layout.tokens, *x.shape[1:])) for name, x in features.items()}
 
     def decoder_inputs(self, dtype: str) -> tuple[TensorSpec, ...]:
-        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row."""
+        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row.
+
+        A token input `deepstack.{i}` (C, T, E) is added to the hidden state behind layer i.
+        """
         return ()
 
     def positions(self, token_ids: NDArray[np.int64], layouts: Sequence[Layout]) -> NDArray[np.int64]:

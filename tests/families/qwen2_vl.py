@@ -57,5 +57,5 @@ CASE = FamilyCase(
     processed=processed,
     token_ids=token_ids,
     rotary=rotary,
-    sizes=((60, 100), (110, 50), (75, 75)),
+    sizes=((60, 100), (110, 50)),
 )

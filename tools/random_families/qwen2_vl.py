@@ -8,7 +8,15 @@ from typing import Any
 
 from random_families import RandomFamily
 
-__all__ = ["CHAT_TEMPLATE", "FAMILY", "SPECIALS", "TOKEN_IDS", "flatten_config", "preprocessor", "text_config"]
+__all__ = [
+    "CHAT_TEMPLATE",
+    "FAMILY",
+    "SPECIALS",
+    "TOKEN_IDS",
+    "flatten_config",
+    "preprocessor",
+    "text_config",
+]
 
 SPECIALS = (
     "<|endoftext|>",

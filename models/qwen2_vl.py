@@ -7,7 +7,7 @@ graph takes pictures of every shape; N is a picture's number of image tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ __all__ = ["Qwen2VLSpec", "common_settings", "load"]
 IMAGE = "<|image_pad|>"
 # No side is a multiple of a window's: what is tested on it has windows that are not full.
 REFERENCE_ROWS, REFERENCE_COLUMNS = 6, 10
+# What `max_tiles` counts: so many image tokens, the area of 16 x 16, though nothing is cut.
+TILE_TOKENS = 256
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # How the files on the hub call what transformers has in memory; the first that fits counts.
@@ -96,6 +98,7 @@ class Qwen2VLSpec(ModelSpec):
     max_pixels: int
     vision_head_dim: int
     vision_rope_theta: float
+    max_tiles: int | None = None
     model_type: str = "qwen2_vl"
     renames: tuple[tuple[str, str], ...] = HUB_NAMES
     weights: WeightNames = WeightNames(
@@ -118,6 +121,13 @@ class Qwen2VLSpec(ModelSpec):
 
     def layout(self, width: int, height: int) -> Layout:
         return self.grid.fitted(width, height, self.min_pixels, self.max_pixels)
+
+    def with_max_tiles(self, max_tiles: int) -> Qwen2VLSpec:
+        """At most 256 image tokens for each tile and as many for the whole, by fewer pixels: nothing is cut here."""
+        most = min((max_tiles + 1) * TILE_TOKENS * self.grid.token_size**2, self.max_pixels)
+        return replace(
+            self, max_tiles=max_tiles, max_pixels=most, min_pixels=min(self.min_pixels, most)
+        )
 
     def vision_graph(self, dtype: str) -> GraphSpec:
         """P pictures of N image tokens each, with the rotary tables of the encoder's heads."""

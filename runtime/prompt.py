@@ -50,7 +50,8 @@ class PromptBuilder:
         self._variables = {
             name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
         }
-        added = self.tokenizer.get_added_tokens_decoder().values()
+        readers = [self.tokenizer, *([self._words] if self._words else [])]
+        added = [token for reader in readers for token in reader.get_added_tokens_decoder().values()]
         self._controls = tuple(sorted({token.content for token in added if token.content}))
 
     def encode(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> NDArray[np.int64]:
@@ -66,20 +67,26 @@ class PromptBuilder:
                 raise PromptError(
                     f"the text has {len(message.text)} characters; at most {MAX_CHARACTERS} are accepted"
                 )
-        cut = f"\ue000{secrets.token_hex(8)}\ue000"
+        cut = _new_cut()
         text = self._render(messages, cut)
         pieces = text.split(self._spec.image_placeholder)
         if len(pieces) - 1 != len(layouts):
             raise PromptError(
                 f"the prompt has places for {len(pieces) - 1} pictures, but {len(layouts)} were given"
             )
-        text = pieces[0] + "".join(
-            self._spec.image_text(layout) + piece for layout, piece in zip(layouts, pieces[1:], strict=True)
-        )
+        shown: list[int] = []
+        if self._spec.pictures_first:
+            shown = [self._spec.image_token_id] * sum(layout.tokens for layout in layouts)
+            text = "".join(pieces)
+        else:
+            text = pieces[0] + "".join(
+                self._spec.image_text(layout) + piece
+                for layout, piece in zip(layouts, pieces[1:], strict=True)
+            )
         # A template that writes the first token itself must not get it twice.
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
-        parts = [self.tokenizer.encode(first, add_special_tokens=not bare).ids]
+        parts = [shown, self.tokenizer.encode(first, add_special_tokens=not bare).ids]
         parts += [self.pieces.encode(part) for part in rest]
         return np.array([token for part in parts for token in part], dtype=np.int64)
 
@@ -87,12 +94,19 @@ class PromptBuilder:
         """The conversation (n,) in the words that the vision encoder reads, without pictures.
 
         Raises:
-            PromptError: the template refuses the messages.
+            PromptError: the template refuses the messages, or they are more than the vision encoder can read.
         """
         if self._words is None:
             raise PromptError("the vision encoder of this family reads no words")
-        text = self._render(messages, "").replace(self._spec.image_placeholder, "")
-        return np.array(self._words.encode(text).ids, dtype=np.int64)
+        cut = _new_cut()
+        text = self._render(messages, cut).replace(self._spec.image_placeholder, "")
+        # The parts are tokenised one by one, and the first and last tokens of the whole put around them.
+        found = self._words.encode(text.split(cut), is_pretokenized=True).ids
+        if (most := self._spec.max_words) is not None and len(found) > most:
+            raise PromptError(
+                f"the request has {len(found)} tokens, but the vision encoder reads at most {most}; shorten it"
+            )
+        return np.array(found, dtype=np.int64)
 
     def _render(self, messages: Sequence[Message], cut: str) -> str:
         turns = [
@@ -125,11 +139,20 @@ class PromptBuilder:
         return text
 
 
+def _new_cut() -> str:
+    """A mark that no text holds."""
+    return f"\ue000{secrets.token_hex(8)}\ue000"
+
+
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(f"{path} cannot be read: {error}") from error
+    # The file may keep the lengths of the last training batch; transformers does not obey them either.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _content(token: object) -> str:

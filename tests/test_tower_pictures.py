@@ -143,6 +143,35 @@ def test_the_reference_of_llava_next_fits_any_layout(next_7b: tuple[LlavaNextSpe
         assert len(set(np.diff(ends))) == 1 and ends[0] + 1 == ends[1] - ends[0]
 
 
+@pytest.mark.parametrize("most", [2, 3, 4])
+def test_llava_next_with_fewer_tiles(next_7b: tuple[LlavaNextSpec, Any], most: int) -> None:
+    spec, _ = next_7b
+    allowed = tuple(point for point in spec.pinpoints if point[0] * point[1] <= most * 336**2)
+    for size in ((800, 800), (336, 336), (100, 700), (1000, 300)):
+        found = spec.with_max_tiles(most).layout(*size)
+        assert found == replace(spec, pinpoints=allowed).layout(*size) and len(found.views) <= most + 1
+        assert spec.with_max_tiles(4).layout(*size) == spec.layout(*size)
+
+
+def test_llava_next_without_tiles(next_7b: tuple[LlavaNextSpec, Any]) -> None:
+    """As transformers packs the features of a single view."""
+    torch = pytest.importorskip("torch")
+    from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+
+    spec, _ = next_7b
+    draw = np.random.default_rng(0)
+    view, newline = draw.random((1, 576, 4), dtype=np.float32), draw.random(4, dtype=np.float32)
+    layout = spec.with_max_tiles(1).layout(640, 480)
+    found = spec.features({"image_features": view, "image_newline": newline[None]}, layout)["image_features"]
+    (expected,), _ = LlavaNextModel.pack_image_features(
+        None, [torch.from_numpy(view)], [(480, 640)], "default", torch.from_numpy(newline)
+    )
+    assert np.array_equal(found, expected.numpy()) and len(found) == layout.tokens
+    known = draw.random((spec.reference_layout.tokens, 4), dtype=np.float32)
+    stand_in = spec.reference_features({"image_features": known}, layout)["image_features"]
+    assert np.array_equal(stand_in, np.concatenate([known[:576], known[-1:]]))
+
+
 @pytest.fixture(scope="module")
 def internvl_1b(tmp_path_factory: pytest.TempPathFactory) -> InternvlSpec:
     return cast(InternvlSpec, settings_only(tmp_path_factory.mktemp("internvl"), "internvl", "1b"))
@@ -161,3 +190,12 @@ def test_internvl_cuts_as_its_processor(
     layout = replace(internvl_1b, min_patches=least, max_patches=most).layout(width, height)
     assert len(layout.views) == processor.get_number_of_image_patches(height, width)
     assert layout.tokens == 256 * len(layout.views)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 5, 12, 40])
+def test_internvl_with_fewer_tiles(internvl_1b: InternvlSpec, most: int) -> None:
+    fewer = replace(internvl_1b, max_patches=min(most, 12))
+    for size in ((800, 600), (448, 448), (100, 700), (3000, 300)):
+        found = internvl_1b.with_max_tiles(most).layout(*size)
+        assert found == fewer.layout(*size)
+        assert len(found.views) == 1 or len(found.views) - 1 <= most

@@ -90,6 +90,8 @@ class _Decoder:
         for i in range(text.num_hidden_layers):
             x = self.attention(x, i, f"/model/layers.{i}")
             x = self.mlp(x, i, f"/model/layers.{i}")
+            if (added := b.inputs.get(f"deepstack.{i}")) is not None:
+                x = b.op("Add", [x, added], f"/model/layers.{i}/deepstack")
             report(i + 1, total)
         x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
         x = self.norm(x, self.names.norm, "/model/norm", text.hidden_size)
@@ -171,4 +173,6 @@ class _Decoder:
         return vector
 
     def _head_name(self) -> str:
-        return self.names.embed_tokens if self.text.tie_word_embeddings else self.names.lm_head
+        """A head in the checkpoint counts, even where config.json says that there is none of its own."""
+        tied = self.text.tie_word_embeddings and self.names.lm_head not in self.checkpoint
+        return self.names.embed_tokens if tied else self.names.lm_head

@@ -120,8 +120,9 @@ class Parity:
 class Manifest:
     """bundle.json. `parity` is None when the export was told not to verify.
 
-    `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that are stored as codes, by the checkpoint's
-    name in the decoder and by the graph's in the vision encoder.
+    `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that
+    are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
+    is None for the checkpoint's own limit.
     """
 
     model_type: str
@@ -138,6 +139,7 @@ class Manifest:
     tools: Mapping[str, str]
     source_sha256: str
     files: Mapping[str, FileEntry]
+    max_tiles: int | None = None
     schema_version: int = SCHEMA_VERSION
     engines: tuple[Mapping[str, object], ...] = field(default=())
 

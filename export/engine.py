@@ -79,11 +79,13 @@ class TensorRT:
         parsed: bool = parser.parse(model, str(path))
         if not parsed:
             raise self._refused("does not take", path, _parser_errors(parser) or log.errors)
-        config = self._config(builder, profiles, settings)
+        config: tensorrt.IBuilderConfig = self._config(builder, profiles, settings)
         cancel = Event()
         monitor = _monitor(trt, report, cancel)
         config.progress_monitor = monitor
-        plan = _beside(lambda: builder.build_serialized_network(network, config), cancel)
+        plan: tensorrt.IHostMemory | None = _beside(
+            lambda: builder.build_serialized_network(network, config), cancel
+        )
         if monitor.failure is not None:
             raise monitor.failure
         if plan is None:

@@ -40,6 +40,7 @@ def export_bundle(
     from safecode_trt.export.parity import verify_session
     from safecode_trt.export.reference import write_reference
     from safecode_trt.export.vision import write_vision_encoder
+    from safecode_trt.runtime.prompt import PromptBuilder
 
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
     if config.precision == "bf16" and config.verify:
@@ -58,7 +59,7 @@ def export_bundle(
     checkpoint = Checkpoint(model, spec.renames)
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
-        package.copy_settings(model, folder)
+        package.copy_settings(model, folder, spec)
         source = checkpoint.sha256()
         report("settings", 1, 1)
 
@@ -105,7 +106,7 @@ def export_bundle(
         )
         report("reference picture", 0, 1)
         with closing(_open(Bundle(path=folder, manifest=manifest))) as session:
-            write_reference(session, spec, defaults, folder / REFERENCE)
+            write_reference(session, spec, PromptBuilder(folder, spec), defaults, folder / REFERENCE)
             report("reference picture", 1, 1)
             parity = verify_session(session, model, spec, manifest, report) if config.verify else None
         files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}

@@ -94,7 +94,7 @@ def answer_probes(
 
 def _answer(model: TransformersModel, probe: Probe, ends: Sequence[int]) -> Answer:
     reply = model.greedy(probe, REPLY_TOKENS, ends)
-    logits = model.logits(probe, reply)[len(probe.token_ids) - probe.led : -1]
+    logits = model.logits(probe, reply[:-1])[len(probe.token_ids) - probe.led :]
     return Answer(features=model.features(probe), reply=reply, logits=logits)
 
 

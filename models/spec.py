@@ -48,10 +48,16 @@ class ModelSpec(ABC):
     resample: int
     renames: tuple[tuple[str, str], ...] = ()
     chat_template: str | None = None
-    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder.
+    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
+    # many tokens it takes.
     words_tokenizer: str | None = None
+    max_words: int | None = None
     # The most tiles that a picture is cut into; None is the checkpoint's own limit.
     max_tiles: int | None = None
+    # How many pictures a prompt can show, None for any number.
+    max_pictures: int | None = None
+    # Whether the image tokens stand in front of the whole prompt, even of a first token that the tokenizer adds.
+    pictures_first: bool = False
 
     @abstractmethod
     def layout(self, width: int, height: int) -> Layout:
@@ -145,7 +151,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text"}))
+    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text", "tower"}))
 
 
 def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:

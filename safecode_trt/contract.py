@@ -1,7 +1,8 @@
 """The input/output table of every graph: what `export` promises and what `runtime` checks.
 
 One alphabet everywhere: C contexts, T new tokens, CAP positions that the cache has room for now, L layers,
-H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures).
+H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures), S positions
+of pictures that cross attention looks at.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 __all__ = [
     "ACTIVATION_DTYPE",
     "ATTENTION_FORMS",
+    "MASKED",
     "PRECISIONS",
     "AttentionForm",
     "Geometry",
@@ -34,6 +36,9 @@ ACTIVATION_DTYPE: dict[str, str] = {
     "int8": "float32",
     "int4": "float32",
 }
+# What a mask has where nothing is to be seen. Far below any score, and still finite in float16: a softmax weight of
+# exactly 0 without infinities.
+MASKED = -30000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

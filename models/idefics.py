@@ -158,9 +158,10 @@ class IdeficsSpec(ModelSpec):
         return tuple(TensorSpec(name=name, dtype=dtype, shape=shape) for name in names)
 
     def token_inputs(self, token_ids: NDArray[np.int64], features: Features) -> Mapping[str, Array]:
-        picture = self._last_pictures(token_ids)
-        picture = np.append(picture, picture[-1])[:, None]  # the answer goes on as the prompt ended
         positions = len(next(iter(features.values()))) if features else 1
+        # The answer goes on as the prompt ended; an image token that the model itself has written shows no picture.
+        picture = self._last_pictures(token_ids)
+        picture = np.append(picture, picture[-1]).clip(max=max(positions // self.latents, 1) - 1)[:, None]
         other = np.arange(positions) // self.latents != picture
         # A token that sees no picture is masked by the gate: a row of nothing but masks has no softmax.
         return {

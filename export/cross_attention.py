@@ -21,13 +21,9 @@ def write_cross_attention(layers: LayerWriter, cross: CrossAttention, x: ir.Valu
     path, width = f"{base}/cross_attn", text.num_attention_heads * text.head_dim
     normed = layers.norm(x, f"{layer}input_layernorm.weight", f"{path}/norm", text.hidden_size)
     q_proj = [(f"{layer}cross_attn.q_proj", width)]
-    query = layers.heads(
-        layers.project(normed, q_proj, text.hidden_size, f"{path}/q_proj", bias=False), path
-    )
+    query = layers.heads(layers.project(normed, q_proj, text.hidden_size, f"{path}/q_proj", bias=False), path)
     if cross.qk_norm:
-        query = layers.norm(
-            query, f"{layer}cross_attn.q_layer_norm.weight", f"{path}/q_norm", text.head_dim
-        )
+        query = layers.norm(query, f"{layer}cross_attn.q_layer_norm.weight", f"{path}/q_norm", text.head_dim)
     key, value = (
         b.op("Transpose", [b.inputs[f"cross_{name}.{j}"]], f"{path}/{name}", perm=[0, 2, 1, 3])
         for name in ("key", "value")

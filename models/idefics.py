@@ -64,6 +64,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> IdeficsSpec:
         raise CheckpointError(
             f"config.json: cross_layer_interval {interval} does not divide the {text.num_hidden_layers} layers"
         )
+    ends = config.get("eos_token_id", 2)
     extra, vector = int(config.get("additional_vocab_size", 0)), config.get("alpha_type", "float") == "vector"
     names = tuple(name for name, _ in JOINS) if extra else (f"{EMBED}.weight", f"{HEAD}.weight")
     latents = perceiver.get("resampler_n_latents", 64)
@@ -82,7 +83,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> IdeficsSpec:
         ),
         latents=int(latents) if config.get("use_resampler", False) else patches + 1,
         image_token_id=tokens[IMAGE],
-        document_end_id=int(config.get("eos_token_id", 2)),
+        document_end_id=int(ends[0] if isinstance(ends, list) else ends),
         end_token_ids=(tokens[END],) if END in tokens else (),
         chat_template=CHAT_TEMPLATE if END in tokens else CHAT_TEMPLATE.replace(END, ""),
         image_size=image_size,

@@ -115,7 +115,9 @@ def _keeps_the_contract(manifest: Manifest) -> bool:
     if decoder is None:
         return False
     contract = decoder_graph(manifest.geometry, manifest.precision)
-    others = tuple(tensor for tensor in decoder.inputs if tensor.name not in {t.name for t in contract.inputs})
+    others = tuple(
+        tensor for tensor in decoder.inputs if tensor.name not in {t.name for t in contract.inputs}
+    )
     return decoder == decoder_graph(manifest.geometry, manifest.precision, others)
 
 

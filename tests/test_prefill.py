@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safecode_trt.contract import Geometry
+from safecode_trt.contract import MASKED, Geometry
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.prefill import PASS_COST, PrefillPlan, plan_prefill
 

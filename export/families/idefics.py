@@ -114,6 +114,8 @@ def image_features(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor
     return found
 
 
-def _keep(found: dict[str, Tensor], name: str, head_dim: int, module: Any, inputs: Any, output: Tensor) -> None:
+def _keep(
+    found: dict[str, Tensor], name: str, head_dim: int, module: Any, inputs: Any, output: Tensor
+) -> None:
     """Keeps what a module has put out: (1, H, S, D), or (1, S, H * D) where the heads are not apart yet."""
     found[name] = output[0].transpose(0, 1) if output.dim() == 4 else output[0].unflatten(-1, (-1, head_dim))

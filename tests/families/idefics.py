@@ -34,4 +34,10 @@ def token_ids(folder: Path, question: str, image: Image.Image, spec: ModelSpec) 
     return ids
 
 
-CASE = FamilyCase(model_type="idefics", processed=processed, token_ids=token_ids)
+CASE = FamilyCase(
+    model_type="idefics",
+    processed=processed,
+    token_ids=token_ids,
+    # Four probes: of fewer positions, one near tie of the random weights would be more than 1 %.
+    sizes=((40, 60), (64, 30), (32, 32), (70, 50)),
+)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from safecode_trt.contract import AttentionForm, Geometry
-from safecode_trt.export.graph import GraphBuilder
+from safecode_trt.export.graph import DTYPES, GraphBuilder
 
 __all__ = ["DecomposedForm", "LayerForm", "PortableForm", "layer_form"]
 
@@ -89,7 +89,7 @@ class DecomposedForm(LayerForm):
 
     def __init__(self, builder: GraphBuilder, geometry: Geometry, dtype: str) -> None:
         b = self._builder = builder
-        self._geometry, self._dtype = geometry, np.dtype(dtype)
+        self._geometry, self._dtype = geometry, DTYPES[dtype].numpy()
         self._cos, self._sin = (
             b.op("Unsqueeze", [b.inputs[name], b.constant("/axes/1", [1])], f"/{name}")
             for name in ("rope_cos", "rope_sin")
@@ -117,14 +117,14 @@ class DecomposedForm(LayerForm):
         return b.op("Expand", [places, ones], "/places")
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, path: str) -> ir.Value:
-        b, half = self._builder, self._dtype == np.float16
+        b, half = self._builder, self._dtype != np.float32
         wide = b.op("Cast", [x], f"{path}/wide", to=ir.DataType.FLOAT) if half else x
         square = b.op("Mul", [wide, wide], f"{path}/square")
         mean = b.op("ReduceMean", [square, b.constant("/axes/-1", [-1])], path, keepdims=1)
         mean = b.op("Add", [mean, b.constant("/epsilon", np.array([epsilon], np.float32))], f"{path}/epsilon")
         normed = b.op("Div", [wide, b.op("Sqrt", [mean], path)], path)
         if half:
-            normed = b.op("Cast", [normed], f"{path}/narrow", to=ir.DataType.FLOAT16)
+            normed = b.op("Cast", [normed], f"{path}/narrow", to=ir.DataType.from_numpy(self._dtype))
         return b.op("Mul", [normed, weight], f"{path}/weight")
 
     def rotate(self, x: ir.Value, path: str) -> ir.Value:

@@ -51,7 +51,7 @@ class Checkpoint:
         self._tensors = {_renamed(name, renames): tensor for name, tensor in found.items()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return all(part in self._tensors for part in self._joins.get(name, (name,)))
 
     def mapped(self, name: str, shape: tuple[int, ...]) -> MappedTensor:
         """A tensor as it lies in the file; a joined one is read.
@@ -96,6 +96,15 @@ class Checkpoint:
         # A NaN or an infinity anywhere makes the sum one too, and a sum is one pass without a copy.
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise CheckpointError(f"{self.folder}: tensor {name} has values that are not finite")
+        return values
+
+    def integers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """A tensor of 32-bit integers, checked as by `mapped`."""
+        tensor = self.mapped(name, shape)
+        if tensor.dtype != "I32":
+            raise CheckpointError(f"{self.folder}: tensor {name} has type {tensor.dtype}; expected I32")
+        values: NDArray[np.int32] = np.array(tensor.data)
+        _release(tensor)
         return values
 
     def names(self, prefix: str) -> Iterator[str]:

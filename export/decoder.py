@@ -15,10 +15,12 @@ import onnx_ir as ir
 from safecode_trt.contract import ACTIVATION_DTYPE, AttentionForm, Geometry, Precision, decoder_graph
 from safecode_trt.export.attention import layer_form
 from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.config import WeightConfig
 from safecode_trt.export.cross_attention import write_cross_attention
-from safecode_trt.export.graph import GraphBuilder, WeightFile
+from safecode_trt.export.graph import DTYPES, GraphBuilder, WeightFile
 from safecode_trt.export.layers import LayerWriter
 from safecode_trt.export.linear import LinearWriter
+from safecode_trt.manifest import Quantization
 from safecode_trt.models import CrossAttention, ModelSpec, WeightNames
 
 __all__ = ["Report", "write_decoder"]
@@ -34,28 +36,27 @@ def write_decoder(
     *,
     precision: Precision,
     attention: AttentionForm = "portable",
-    block_size: int = 32,
+    weights: WeightConfig = WeightConfig(),
     report: Report = lambda done, total: None,
-) -> Mapping[str, float]:
+) -> Mapping[str, Quantization]:
     """Writes the graph to `path` and its weights beside it, to `path` + ".data".
 
-    Returns the relative quantisation error of every quantised tensor. `report` is called with the parts done
-    and the parts in all.
+    Returns how each quantised tensor was quantised. `report` is called with the parts done and the parts in all.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite.
-        ConfigError: a size of the model is no multiple of the block size.
+        ConfigError: the settings do not fit each other, or a size of the model is no multiple of the block size.
     """
-    with WeightFile(path.with_name(path.name + ".data")) as weights:
+    with WeightFile(path.with_name(path.name + ".data")) as file:
         dtype = ACTIVATION_DTYPE[precision]
         graph = decoder_graph(geometry, precision, spec.decoder_inputs(dtype))
-        builder = GraphBuilder(graph, weights)
-        linear = LinearWriter(builder, checkpoint, precision, block_size)
+        builder = GraphBuilder(graph, file)
+        linear = LinearWriter(builder, checkpoint, precision, weights)
         form = layer_form(attention, builder, geometry, dtype)
-        layers = LayerWriter(builder, checkpoint, spec.text, np.dtype(dtype), form, linear)
+        layers = LayerWriter(builder, checkpoint, spec.text, DTYPES[dtype].numpy(), form, linear)
         _Decoder(layers, spec.weights, spec.cross_attention, geometry).write(report)
         ir.save(builder.model("decoder", max(form.opset, linear.opset)), path)
-    return linear.errors
+    return linear.quantization
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class _Decoder:
             report(i + 1, total)
         x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
         x = w.norm(x, self.names.norm, "/model/norm", text.hidden_size)
-        half = w.dtype == np.float16
+        half = w.dtype != np.float32
         head = [(self._head_name(), text.vocab_size)]
         x = w.linear(x, head, text.hidden_size, "/lm_head", head=True, output=None if half else "logits")
         if half:
@@ -117,4 +118,6 @@ class _Decoder:
         return b.op("Add", [x, out], f"{path}/residual")
 
     def _head_name(self) -> str:
-        return self.names.embed_tokens if self.layers.text.tie_word_embeddings else self.names.lm_head
+        """A head in the checkpoint counts, even where config.json says that there is none of its own."""
+        tied = self.layers.text.tie_word_embeddings and self.names.lm_head not in self.layers.checkpoint
+        return self.names.embed_tokens if tied else self.names.lm_head

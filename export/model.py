@@ -42,10 +42,16 @@ class TransformersModel:
 
     @torch.no_grad()
     def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:
-        """The greedy reply up to its end token, at most `count` tokens."""
+        """The greedy reply up to its end token, at most `count` tokens.
+
+        An image token, which random weights may answer, is an end too: no picture belongs to it.
+        """
         inputs = self._inputs(probe, ())
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=count, eos_token_id=list(ends), pad_token_id=ends[0]
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=[*ends, self._spec.image_token_id],
+            pad_token_id=ends[0],
         )
         with quiet():
             found = self._model.generate(**inputs, generation_config=settings)

@@ -21,6 +21,7 @@ __all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_
 REQUIRED = ("config.json", "tokenizer.json", "preprocessor_config.json")
 OPTIONAL = (
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "processor_config.json",
     "tokenizer_config.json",
@@ -58,16 +59,18 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
     )
 
 
-def copy_settings(folder: Path, target: Path) -> None:
-    """Copies the checkpoint's tokenizer and settings unchanged.
+def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
+    """Copies the checkpoint's tokenizers and settings unchanged.
 
     Raises:
         CheckpointError: one that the runtime cannot do without is missing.
     """
-    for name in (*REQUIRED, *OPTIONAL):
+    required = (*REQUIRED, *([spec.words_tokenizer] if spec.words_tokenizer else []))
+    for name in (*required, *OPTIONAL):
         if (folder / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, target / name)
-        elif name in REQUIRED:
+        elif name in required:
             raise CheckpointError(f"{folder / name} is missing; the bundle needs it")
 
 

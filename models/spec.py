@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import GraphSpec, TensorSpec
-from safecode_trt.errors import CheckpointError
+from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -70,8 +70,16 @@ class ModelSpec(ABC):
     cross_attention: CrossAttention | None = None
     end_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
-    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder.
+    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
+    # many tokens it takes.
     words_tokenizer: str | None = None
+    # The most tiles that a picture is cut into; None is the checkpoint's own limit.
+    max_tiles: int | None = None
+    max_words: int | None = None
+    # How many pictures a prompt can show, None for any number.
+    max_pictures: int | None = None
+    # Whether the image tokens stand in front of the whole prompt, even of a first token that the tokenizer adds.
+    pictures_first: bool = False
 
     @abstractmethod
     def layout(self, width: int, height: int) -> Layout:
@@ -80,6 +88,16 @@ class ModelSpec(ABC):
         Raises:
             PictureError: the family has no layout for such a picture.
         """
+
+    def with_max_tiles(self, max_tiles: int) -> ModelSpec:
+        """This spec with at most so many tiles to a picture, beside the whole; 0 leaves only the whole.
+
+        Families that cut pictures return a copy with another `max_tiles`, which their layouts keep to.
+
+        Raises:
+            ConfigError: the family does not cut pictures.
+        """
+        raise ConfigError(f"{self.model_type} does not cut pictures into tiles; leave max_tiles unset")
 
     @property
     @abstractmethod
@@ -155,14 +173,15 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text"}))
+    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text", "tower"}))
 
 
-def load_spec(folder: Path) -> ModelSpec:
-    """The spec of the checkpoint or bundle in `folder`.
+def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
+    """The spec of the checkpoint or bundle in `folder`; a bundle's manifest says its `max_tiles`.
 
     Raises:
         CheckpointError: the folder has no usable config.json, or its model_type is unknown.
+        ConfigError: `max_tiles` is given, and the family does not cut pictures.
     """
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
@@ -170,4 +189,5 @@ def load_spec(folder: Path) -> ModelSpec:
     if not isinstance(model_type, str) or not re.fullmatch(r"\w+", model_type) or model_type not in known:
         raise CheckpointError(f"model_type {model_type!r} is not supported; known: {', '.join(known)}")
     module = importlib.import_module(f"safecode_trt.models.{model_type}")
-    return cast(ModelSpec, module.load(folder, config))
+    spec = cast(ModelSpec, module.load(folder, config))
+    return spec if max_tiles is None else spec.with_max_tiles(max_tiles)

@@ -55,7 +55,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle, self.session = bundle, session
-        self.spec = load_spec(bundle.path)
+        self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
         _check_decoder(bundle, self.spec)
         self.prompts = PromptBuilder(bundle.path, self.spec)
         tables = map_tensors(bundle.file(EMBEDDINGS))

@@ -97,11 +97,13 @@ def _read_manifest(folder: Path) -> Manifest:
             raise BundleError(
                 f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
             )
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: schema version {version} is older than {SCHEMA_VERSION}; export it again"
+            )
         manifest = loads(Manifest, text, BUNDLE_JSON)
     except (ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is not a bundle manifest: {error}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise BundleError(f"{path}: schema version {manifest.schema_version}, expected {SCHEMA_VERSION}")
     if not _keeps_the_contract(manifest):
         raise BundleError(
             f"{path}: the decoder's inputs and outputs are not those of the contract; export again"

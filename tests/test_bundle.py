@@ -117,8 +117,10 @@ def test_a_newer_schema_is_named_before_its_keys(folder: Path) -> None:
 
 
 def test_an_older_schema(folder: Path) -> None:
-    edit(folder, lambda manifest: manifest.update(schema_version=0))
-    with pytest.raises(BundleError, match=f"schema version 0, expected {SCHEMA_VERSION}"):
+    edit(folder, lambda manifest: manifest.update(schema_version=0, novelty=1))
+    with pytest.raises(
+        BundleError, match=f"schema version 0 is older than {SCHEMA_VERSION}; export it again"
+    ):
         Bundle.open(folder)
 
 

@@ -78,6 +78,8 @@ class _Decoder:
                 x = write_cross_attention(w, self.cross, x, i // self.cross.interval)
             x = self.attention(x, i, f"/model/layers.{i}")
             x = w.mlp(x, self.names.layer.format(i=i), f"/model/layers.{i}")
+            if (added := b.inputs.get(f"deepstack.{i}")) is not None:
+                x = b.op("Add", [x, added], f"/model/layers.{i}/deepstack")
             report(i + 1, total)
         x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
         x = w.norm(x, self.names.norm, "/model/norm", text.hidden_size)

@@ -178,14 +178,17 @@ def test_what_stands_before_the_picture_is_the_same_with_another(engine: Engine)
 
 
 VARIANTS: Mapping[str, dict[str, Any]] = {
-    "no resampler": {"use_resampler": False},
-    "plain queries and one gate": {
+    "no resampler, in front of every layer": {
+        "use_resampler": False,
+        "cross_layer_interval": 1,
+        "num_hidden_layers": 2,
+    },
+    "plain queries, one gate, tied": {
         "qk_layer_norms": False,
         "alpha_type": "float",
         "perceiver_config.qk_layer_norms_perceiver": False,
+        "tie_word_embeddings": True,
     },
-    "in front of every layer": {"cross_layer_interval": 1, "num_hidden_layers": 2},
-    "tied": {"tie_word_embeddings": True},
 }
 
 

@@ -163,4 +163,6 @@ class _Decoder:
         return vector
 
     def _head_name(self) -> str:
-        return self.names.embed_tokens if self.text.tie_word_embeddings else self.names.lm_head
+        """A head in the checkpoint counts, even where config.json says that there is none of its own."""
+        tied = self.text.tie_word_embeddings and self.names.lm_head not in self.checkpoint
+        return self.names.embed_tokens if tied else self.names.lm_head

@@ -21,6 +21,7 @@ __all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_
 REQUIRED = ("config.json", "tokenizer.json", "preprocessor_config.json")
 OPTIONAL = (
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "processor_config.json",
     "tokenizer_config.json",

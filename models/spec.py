@@ -139,7 +139,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text"}))
+    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text", "tower"}))
 
 
 def load_spec(folder: Path) -> ModelSpec:

@@ -6,21 +6,21 @@ tokenised. All other text is tokenised exactly as transformers does it.
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from safecode_trt.errors import BundleError, PromptError
 from safecode_trt.models import Layout, ModelSpec
+from safecode_trt.runtime.pieces import PieceReader
+from safecode_trt.runtime.template import read_settings, read_template
 
 __all__ = ["Message", "PromptBuilder"]
 
@@ -44,8 +44,9 @@ class PromptBuilder:
         self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
         words = spec.words_tokenizer
         self._words = _read_tokenizer(folder / words) if words else None
-        settings = _read_settings(folder / "tokenizer_config.json")
-        self._template = _compile(folder, settings, spec.chat_template)
+        self._pieces = PieceReader(self.tokenizer)
+        settings = read_settings(folder / "tokenizer_config.json")
+        self._template = read_template(folder, settings, spec.chat_template)
         self._variables = {
             name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
         }
@@ -86,7 +87,7 @@ class PromptBuilder:
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
         parts = [shown, self.tokenizer.encode(first, add_special_tokens=not bare).ids]
-        parts += [self.tokenizer.encode(part, add_special_tokens=False).ids for part in rest]
+        parts += [self._pieces.encode(part) for part in rest]
         return np.array([token for part in parts for token in part], dtype=np.int64)
 
     def words(self, messages: Sequence[Message]) -> NDArray[np.int64]:
@@ -148,37 +149,10 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(f"{path} cannot be read: {error}") from error
-    # The file may keep the lengths of the last training batch; transformers does not obey them either.
+    # The file may keep a length to cut or pad to, which transformers does not obey either.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _read_settings(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
-    return settings if isinstance(settings, dict) else {}
-
-
-def _compile(folder: Path, settings: Mapping[str, Any], default: str | None) -> jinja2.Template:
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template", default)
-    if not isinstance(source, str):
-        raise BundleError(f"{folder} has no chat_template.jinja; expected the template of an instruct model")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise BundleError(f"{folder}: the chat template is broken: {error}") from error
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 def _content(token: object) -> str:

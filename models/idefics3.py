@@ -29,28 +29,21 @@ def load(folder: Path, config: Mapping[str, Any]) -> Idefics3Spec:
     """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
     preprocessor = read_json(folder / "preprocessor_config.json")
     vision, text = config.get("vision_config", {}), config.get("text_config", {})
-    try:
-        image_size, patch_size = int(vision["image_size"]), int(vision["patch_size"])
-        tile = int(preprocessor["max_image_size"]["longest_edge"])
-        features = (image_size // patch_size) ** 2 // int(config.get("scale_factor", 2)) ** 2
-        spec = Idefics3Spec(
-            text=TextConfig.from_config(
-                text, tie_word_embeddings=bool(config.get("tie_word_embeddings", False))
-            ),
-            image_token_id=int(config["image_token_id"]),
-            image_seq_len=features,
-            image_size=image_size,
-            image_mean=tuple(map(float, preprocessor["image_mean"])),
-            image_std=tuple(map(float, preprocessor["image_std"])),
-            rescale_factor=float(preprocessor.get("rescale_factor", 1 / 255)),
-            resample=int(preprocessor.get("resample", 1)),
-            longest_edge=int(preprocessor["size"]["longest_edge"]),
-            do_image_splitting=bool(preprocessor.get("do_image_splitting", True)),
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder}: config.json or preprocessor_config.json has no key {error}"
-        ) from error
+    image_size, patch_size = int(vision["image_size"]), int(vision["patch_size"])
+    tile = int(preprocessor["max_image_size"]["longest_edge"])
+    features = (image_size // patch_size) ** 2 // int(config.get("scale_factor", 2)) ** 2
+    spec = Idefics3Spec(
+        text=TextConfig.from_config(text, tie_word_embeddings=bool(config.get("tie_word_embeddings", False))),
+        image_token_id=int(config["image_token_id"]),
+        image_seq_len=features,
+        image_size=image_size,
+        image_mean=tuple(map(float, preprocessor["image_mean"])),
+        image_std=tuple(map(float, preprocessor["image_std"])),
+        rescale_factor=float(preprocessor.get("rescale_factor", 1 / 255)),
+        resample=int(preprocessor.get("resample", 1)),
+        longest_edge=int(preprocessor["size"]["longest_edge"]),
+        do_image_splitting=bool(preprocessor.get("do_image_splitting", True)),
+    )
     if tile != image_size:
         raise CheckpointError(
             f"{folder}: max_image_size.longest_edge is {tile}, but vision_config.image_size is {image_size}; "

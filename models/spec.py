@@ -146,7 +146,8 @@ def load_spec(folder: Path) -> ModelSpec:
     """The spec of the checkpoint or bundle in `folder`.
 
     Raises:
-        CheckpointError: the folder has no usable config.json, or its model_type is unknown.
+        CheckpointError: the folder has no usable config.json, its model_type is unknown, or a setting is missing
+            or of the wrong type.
     """
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
@@ -154,4 +155,13 @@ def load_spec(folder: Path) -> ModelSpec:
     if not isinstance(model_type, str) or not re.fullmatch(r"\w+", model_type) or model_type not in known:
         raise CheckpointError(f"model_type {model_type!r} is not supported; known: {', '.join(known)}")
     module = importlib.import_module(f"safecode_trt.models.{model_type}")
-    return cast(ModelSpec, module.load(folder, config))
+    try:
+        return cast(ModelSpec, module.load(folder, config))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: config.json or preprocessor_config.json has no key {error}; is the checkpoint complete?"
+        ) from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: a value in config.json or preprocessor_config.json cannot be used: {error}"
+        ) from error

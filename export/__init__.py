@@ -48,7 +48,7 @@ def export_bundle(
             "a bf16 decoder cannot be compared with transformers on the CPU, which has no kernels for it; "
             "pass --no-verify and run the bundle on a GPU backend"
         )
-    spec = load_spec(model)
+    spec = load_spec(model, max_tiles=config.max_tiles)
     geometry = package.geometry(spec, config)
     precision, dtype = config.precision, ACTIVATION_DTYPE[config.precision]
     graphs = {
@@ -93,6 +93,7 @@ def export_bundle(
             precision=precision,
             vision_precision=config.vision_weights,
             attention=config.attention,
+            max_tiles=config.max_tiles,
             geometry=geometry,
             graphs=graphs,
             special_tokens=tokens,

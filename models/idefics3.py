@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Idefics3Spec(ModelSpec):
     resample: int
     longest_edge: int
     do_image_splitting: bool
+    max_tiles: int | None = None
     model_type: str = "idefics3"
     weights: WeightNames = WeightNames(
         embed_tokens="model.text_model.embed_tokens.weight",
@@ -85,12 +86,14 @@ class Idefics3Spec(ModelSpec):
     def vision_graph(self, dtype: str) -> GraphSpec:
         return square_vision_graph(self.image_size, self.image_seq_len, self.text.hidden_size, dtype)
 
+    def with_max_tiles(self, max_tiles: int) -> Idefics3Spec:
+        return replace(self, max_tiles=max_tiles)
+
     def layout(self, width: int, height: int) -> Layout:
-        first = _longest_edge(width, height, self.longest_edge)
         size = self.image_size
-        if not self.do_image_splitting:
-            return self._layout((first,))
-        whole = _whole_tiles(*first, size)
+        if not self.do_image_splitting or self.max_tiles == 0:
+            return self._layout((_longest_edge(width, height, self.longest_edge),))
+        first, whole = self._grid(width, height)
         columns, rows = whole[0] // size, whole[1] // size
         if max(rows, columns) > GRID_TOKENS:
             raise CheckpointError(
@@ -102,6 +105,19 @@ class Idefics3Spec(ModelSpec):
             if rows * columns > 1
             else self._layout((first, whole))
         )
+
+    def _grid(self, width: int, height: int) -> tuple[Size, Size]:
+        """The first size of a picture and that of its whole tiles, at the largest longest edge that is allowed.
+
+        Below the checkpoint's own it is a multiple of a tile, because the grid rounds it up to one; the last makes
+        one tile.
+        """
+        size = self.image_size
+        most = math.inf if self.max_tiles is None else self.max_tiles
+        edges = (self.longest_edge, *range((self.longest_edge - 1) // size * size, 0, -size))
+        firsts = (_longest_edge(width, height, edge) for edge in edges)
+        grids = ((first, _whole_tiles(*first, size)) for first in firsts)
+        return next(grid for grid in grids if math.prod(grid[1]) <= most * size**2)
 
     def _layout(self, resizes: tuple[Size, ...], rows: int = 0, columns: int = 0) -> Layout:
         """The tiles row by row, the whole picture last."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import GraphSpec, TensorSpec
-from safecode_trt.errors import CheckpointError
+from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -51,6 +51,8 @@ class ModelSpec(ABC):
     # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
     # many tokens it takes.
     words_tokenizer: str | None = None
+    # The most tiles that a picture is cut into; None is the checkpoint's own limit.
+    max_tiles: int | None = None
     max_words: int | None = None
     # How many pictures a prompt can show, None for any number.
     max_pictures: int | None = None
@@ -64,6 +66,16 @@ class ModelSpec(ABC):
         Raises:
             PictureError: the family has no layout for such a picture.
         """
+
+    def with_max_tiles(self, max_tiles: int) -> ModelSpec:
+        """This spec with at most so many tiles to a picture, beside the whole; 0 leaves only the whole.
+
+        Families that cut pictures return a copy with another `max_tiles`, which their layouts keep to.
+
+        Raises:
+            ConfigError: the family does not cut pictures.
+        """
+        raise ConfigError(f"{self.model_type} does not cut pictures into tiles; leave max_tiles unset")
 
     @property
     @abstractmethod
@@ -142,12 +154,13 @@ def known_model_types() -> tuple[str, ...]:
     return tuple(sorted(set(files) - {"layout", "rope", "spec", "text", "tower"}))
 
 
-def load_spec(folder: Path) -> ModelSpec:
-    """The spec of the checkpoint or bundle in `folder`.
+def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
+    """The spec of the checkpoint or bundle in `folder`; a bundle's manifest says its `max_tiles`.
 
     Raises:
         CheckpointError: the folder has no usable config.json, its model_type is unknown, or a setting is missing
             or of the wrong type.
+        ConfigError: `max_tiles` is given, and the family does not cut pictures.
     """
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
@@ -156,7 +169,7 @@ def load_spec(folder: Path) -> ModelSpec:
         raise CheckpointError(f"model_type {model_type!r} is not supported; known: {', '.join(known)}")
     module = importlib.import_module(f"safecode_trt.models.{model_type}")
     try:
-        return cast(ModelSpec, module.load(folder, config))
+        spec = cast(ModelSpec, module.load(folder, config))
     except KeyError as error:
         raise CheckpointError(
             f"{folder}: config.json or preprocessor_config.json has no key {error}; is the checkpoint complete?"
@@ -165,3 +178,4 @@ def load_spec(folder: Path) -> ModelSpec:
         raise CheckpointError(
             f"{folder}: a value in config.json or preprocessor_config.json cannot be used: {error}"
         ) from error
+    return spec if max_tiles is None else spec.with_max_tiles(max_tiles)

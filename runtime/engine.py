@@ -54,7 +54,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle, self.session = bundle, session
-        self.spec = load_spec(bundle.path)
+        self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
         self.prompts = PromptBuilder(bundle.path, self.spec)
         tables = map_tensors(bundle.file(EMBEDDINGS))
         if "embed_tokens" not in tables:

@@ -45,7 +45,8 @@ def write_decoder(
     Returns how each quantised tensor was quantised. `report` is called with the parts done and the parts in all.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite.
+        CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite, or
+            there are more layers than config.json says.
         ConfigError: the settings do not fit each other, or a size of the model is no multiple of the block size.
     """
     with WeightFile(path.with_name(path.name + ".data")) as file:
@@ -78,6 +79,7 @@ class _Decoder:
     def write(self, report: Report) -> None:
         """The layers, then the head at the one position that each row asks for."""
         b, text, total = self.builder, self.text, self.text.num_hidden_layers + 1
+        self._refuse_more_layers()
         x = b.inputs["inputs_embeds"]
         for i in range(text.num_hidden_layers):
             x = self.attention(x, i, f"/model/layers.{i}")
@@ -161,6 +163,15 @@ class _Decoder:
         if not np.isfinite(vector).all():
             raise CheckpointError(f"tensor {name} has values beyond float16's range; use fp32 or int8")
         return vector
+
+    def _refuse_more_layers(self) -> None:
+        """The weights may not have a layer behind the last one: it would be left out without a word."""
+        count = self.text.num_hidden_layers
+        if more := next(self.checkpoint.names(self.names.layer.format(i=count)), None):
+            raise CheckpointError(
+                f"{self.checkpoint.folder}: the weights have a tensor {more}, but config.json says that there are "
+                f"{count} layers (num_hidden_layers)"
+            )
 
     def _head_name(self) -> str:
         """A head in the checkpoint counts, even where config.json says that there is none of its own."""

@@ -84,6 +84,8 @@ class _Decoder:
         for i in range(text.num_hidden_layers):
             x = self.attention(x, i, f"/model/layers.{i}")
             x = self.mlp(x, i, f"/model/layers.{i}")
+            if (added := b.inputs.get(f"deepstack.{i}")) is not None:
+                x = b.op("Add", [x, added], f"/model/layers.{i}/deepstack")
             report(i + 1, total)
         x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
         x = self.norm(x, self.names.norm, "/model/norm", text.hidden_size)

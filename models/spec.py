@@ -117,7 +117,10 @@ class ModelSpec(ABC):
         return {name: np.resize(x, (layout.tokens, *x.shape[1:])) for name, x in features.items()}
 
     def decoder_inputs(self, dtype: str) -> tuple[TensorSpec, ...]:
-        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row."""
+        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row.
+
+        A token input `deepstack.{i}` (C, T, E) is added to the hidden state behind layer i.
+        """
         return ()
 
     def positions(self, token_ids: NDArray[np.int64], layouts: Sequence[Layout]) -> NDArray[np.int64]:
@@ -151,7 +154,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text", "tower"}))
+    return tuple(sorted(set(files) - {"layout", "patches", "rope", "spec", "text", "tower"}))
 
 
 def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from safecode_trt.bundle import file_entry
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.spec import read_json
-from safecode_trt.tensors import MappedTensor, map_tensors
+from safecode_trt.tensors import MappedTensor, as_float32, map_tensors
 
 __all__ = ["Checkpoint"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ROWS = 4096
 
 
 class Checkpoint:
@@ -93,10 +94,19 @@ class Checkpoint:
         tensor = self.mapped(name, shape)
         values = tensor.float32()
         _release(tensor)
+        self._require_finite(name, values)
+        return values
+
+    def require_finite(self, tensor: MappedTensor) -> None:
+        """Checks a tensor for values that are not finite, some rows at a time."""
+        for start in range(0, tensor.shape[0], ROWS):
+            self._require_finite(tensor.name, as_float32(tensor.data[start : start + ROWS], tensor.dtype))
+        _release(tensor)
+
+    def _require_finite(self, name: str, values: NDArray[np.float32]) -> None:
         # A NaN or an infinity anywhere makes the sum one too, and a sum is one pass without a copy.
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise CheckpointError(f"{self.folder}: tensor {name} has values that are not finite")
-        return values
 
     def integers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
         """A tensor of 32-bit integers, checked as by `mapped`."""

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from safecode_trt.contract import ACTIVATION_DTYPE, AttentionForm, Geometry, Precision, decoder_graph
+from safecode_trt.errors import CheckpointError
 from safecode_trt.export.attention import layer_form
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.config import WeightConfig
@@ -44,7 +45,8 @@ def write_decoder(
     Returns how each quantised tensor was quantised. `report` is called with the parts done and the parts in all.
 
     Raises:
-        CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite.
+        CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite, or
+            there are more layers than config.json says.
         ConfigError: the settings do not fit each other, or a size of the model is no multiple of the block size.
     """
     with WeightFile(path.with_name(path.name + ".data")) as file:
@@ -72,6 +74,7 @@ class _Decoder:
         """The layers, then the head at the one position that each row asks for."""
         w, b, text = self.layers, self.layers.builder, self.layers.text
         total = text.num_hidden_layers + 1
+        self._refuse_more_layers()
         x = b.inputs["inputs_embeds"]
         for i in range(text.num_hidden_layers):
             if self.cross is not None and i % self.cross.interval == 0:
@@ -118,6 +121,15 @@ class _Decoder:
         o_proj = [(f"{layer}self_attn.o_proj", text.hidden_size)]
         out = w.project(mixed, o_proj, heads * dim, f"{path}/o_proj", bias=text.o_bias)
         return b.op("Add", [x, out], f"{path}/residual")
+
+    def _refuse_more_layers(self) -> None:
+        """The weights may not have a layer behind the last one: it would be left out without a word."""
+        checkpoint, count = self.layers.checkpoint, self.layers.text.num_hidden_layers
+        if more := next(checkpoint.names(self.names.layer.format(i=count)), None):
+            raise CheckpointError(
+                f"{checkpoint.folder}: the weights have a tensor {more}, but config.json says that there are "
+                f"{count} layers (num_hidden_layers)"
+            )
 
     def _head_name(self) -> str:
         """A head in the checkpoint counts, even where config.json says that there is none of its own."""

@@ -183,7 +183,8 @@ def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
     """The spec of the checkpoint or bundle in `folder`; a bundle's manifest says its `max_tiles`.
 
     Raises:
-        CheckpointError: the folder has no usable config.json, or its model_type is unknown.
+        CheckpointError: the folder has no usable config.json, its model_type is unknown, or a setting is missing
+            or of the wrong type.
         ConfigError: `max_tiles` is given, and the family does not cut pictures.
     """
     config = read_json(folder / "config.json")
@@ -192,5 +193,14 @@ def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
     if not isinstance(model_type, str) or not re.fullmatch(r"\w+", model_type) or model_type not in known:
         raise CheckpointError(f"model_type {model_type!r} is not supported; known: {', '.join(known)}")
     module = importlib.import_module(f"safecode_trt.models.{model_type}")
-    spec = cast(ModelSpec, module.load(folder, config))
+    try:
+        spec = cast(ModelSpec, module.load(folder, config))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: config.json or preprocessor_config.json has no key {error}; is the checkpoint complete?"
+        ) from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: a value in config.json or preprocessor_config.json cannot be used: {error}"
+        ) from error
     return spec if max_tiles is None else spec.with_max_tiles(max_tiles)

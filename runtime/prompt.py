@@ -149,7 +149,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(f"{path} cannot be read: {error}") from error
-    # The file may keep the lengths of the last training batch; transformers does not obey them either.
+    # The file may keep a length to cut or pad to, which transformers does not obey either.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -125,9 +125,7 @@ class Qwen2VLSpec(ModelSpec):
     def with_max_tiles(self, max_tiles: int) -> Qwen2VLSpec:
         """At most 256 image tokens for each tile and as many for the whole, by fewer pixels: nothing is cut here."""
         most = min((max_tiles + 1) * TILE_TOKENS * self.grid.token_size**2, self.max_pixels)
-        return replace(
-            self, max_tiles=max_tiles, max_pixels=most, min_pixels=min(self.min_pixels, most)
-        )
+        return replace(self, max_tiles=max_tiles, max_pixels=most, min_pixels=min(self.min_pixels, most))
 
     def vision_graph(self, dtype: str) -> GraphSpec:
         """P pictures of N image tokens each, with the rotary tables of the encoder's heads."""

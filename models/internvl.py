@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class InternvlSpec(TowerSpec):
 
     min_patches: int
     max_patches: int
+    max_tiles: int | None = None
     model_type: str = "internvl"
 
     @property
@@ -64,17 +65,19 @@ class InternvlSpec(TowerSpec):
     def reference_layout(self) -> Layout:
         return self._layout(1, 1)
 
-    def layout(self, width: int, height: int) -> Layout:
-        if self.max_patches <= 1:
-            return self._layout(1, 1)
-        return self._layout(*self._grid(width, height))
+    def with_max_tiles(self, max_tiles: int) -> InternvlSpec:
+        return replace(self, max_tiles=max_tiles)
 
-    def _grid(self, width: int, height: int) -> tuple[int, int]:
+    def layout(self, width: int, height: int) -> Layout:
+        most = self.max_patches if self.max_tiles is None else min(self.max_patches, self.max_tiles)
+        return self._layout(*self._grid(width, height, most)) if most > 1 else self._layout(1, 1)
+
+    def _grid(self, width: int, height: int, most: int) -> tuple[int, int]:
         """Columns and rows of the shape that is nearest to the picture's.
 
         Of several, the largest that the picture fills by more than half.
         """
-        most, area = self.max_patches, self.image_size**2
+        area = self.image_size**2
         sides = range(1, most + 1)
         grids = [(c, r) for c in sides for r in sides if self.min_patches <= c * r <= most]
         best, nearest = (1, 1), float("inf")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class LlavaNextSpec(TowerSpec):
 
     side: int
     pinpoints: tuple[Size, ...]
+    max_tiles: int | None = None
     model_type: str = "llava_next"
 
     @property
@@ -78,7 +79,11 @@ class LlavaNextSpec(TowerSpec):
 
     @property
     def reference_layout(self) -> Layout:
-        return self.layout(self.image_size, self.image_size)
+        """With tiles whatever `max_tiles` says: transformers, which an export is tested with, knows no limit."""
+        return replace(self, max_tiles=None).layout(self.image_size, self.image_size)
+
+    def with_max_tiles(self, max_tiles: int) -> LlavaNextSpec:
+        return replace(self, max_tiles=max_tiles)
 
     def vision_graph(self, dtype: str) -> GraphSpec:
         """The views' features, and `image_newline`, a weight, once for each of them."""
@@ -88,11 +93,16 @@ class LlavaNextSpec(TowerSpec):
 
     def layout(self, width: int, height: int) -> Layout:
         edge = self.image_size
-        best = best_resolution(width, height, self.pinpoints)
+        most = math.inf if self.max_tiles is None else self.max_tiles
+        allowed = [point for point in self.pinpoints if math.prod(point) <= most * edge**2]
+        whole = View(resizes=((edge, edge),))
+        if not allowed:
+            return Layout(views=(whole,), tokens=self.image_seq_len + 1)
+        best = best_resolution(width, height, allowed)
         columns, rows = best[0] // edge, best[1] // edge
         resized = _inside(width, height, best)
         # The picture lies in the middle of the tiles, on black.
-        left, top = ((whole - used) // 2 for whole, used in zip(best, resized, strict=True))
+        left, top = ((there - used) // 2 for there, used in zip(best, resized, strict=True))
         tiles = (
             View(resizes=(resized,), box=(x - left, y - top, x - left + edge, y - top + edge))
             for y in range(0, best[1], edge)
@@ -100,7 +110,7 @@ class LlavaNextSpec(TowerSpec):
         )
         wide, high = _shown(width, height, columns * self.side, rows * self.side)
         return Layout(
-            views=(View(resizes=((edge, edge),)), *tiles),
+            views=(whole, *tiles),
             tokens=self.image_seq_len + (wide + 1) * high,
             rows=rows,
             columns=columns,
@@ -111,25 +121,34 @@ class LlavaNextSpec(TowerSpec):
         return IMAGE * layout.tokens
 
     def features(self, outputs: Mapping[str, NDArray[np.float32]], layout: Layout) -> Features:
-        """The whole view's, then the tiles' as one grid without the padding, a newline behind each row."""
-        base, *tiles = outputs["image_features"]
+        """The whole view's, then the tiles' as one grid without the padding, a newline behind each row.
+
+        Where there are no tiles, one newline ends the whole view's.
+        """
+        (base, *tiles), newline = outputs["image_features"], outputs["image_newline"][0]
         side, rows, columns = self.side, layout.rows, layout.columns
+        if not tiles:
+            return {"image_features": np.concatenate([base, newline[None]])}
         grid = np.stack(tiles).reshape(rows, columns, side, side, -1).swapaxes(1, 2)
         grid = grid.reshape(rows * side, columns * side, -1)
-        wide, high = _shown(*layout.size, columns * side, rows * side)
+        wide, high = self._shown(layout)
         left, top = (columns * side - wide) // 2, (rows * side - high) // 2
-        return _joined(base, grid[top : top + high, left : left + wide], outputs["image_newline"][0])
+        return _joined(base, grid[top : top + high, left : left + wide], newline)
 
     def reference_features(self, features: Features, layout: Layout) -> Features:
         """Those of the reference layout, its grid repeated or cut to the size of the picture's."""
         known, found = self.reference_layout, features["image_features"]
-        base, rest = found[: self.image_seq_len], found[self.image_seq_len :]
-        (known_wide, _), (wide, high) = (
-            _shown(*one.size, one.columns * self.side, one.rows * self.side) for one in (known, layout)
-        )
-        lines = rest.reshape(-1, known_wide + 1, rest.shape[-1])
-        grid = np.resize(lines[:, :-1], (high, wide, rest.shape[-1]))
-        return _joined(base, grid, lines[0, -1])
+        base, newline = found[: self.image_seq_len], found[-1]
+        if not layout.rows:
+            return {"image_features": np.concatenate([base, newline[None]])}
+        wide, high = self._shown(known)
+        grid = found[len(base) :].reshape(high, wide + 1, -1)[:, :-1]
+        wide, high = self._shown(layout)
+        return _joined(base, np.resize(grid, (high, wide, grid.shape[-1])), newline)
+
+    def _shown(self, layout: Layout) -> Size:
+        """The columns and rows of the tiles' features that show more than padding."""
+        return _shown(*layout.size, layout.columns * self.side, layout.rows * self.side)
 
 
 def _joined(base: NDArray[np.float32], grid: NDArray[np.float32], newline: NDArray[np.float32]) -> Features:

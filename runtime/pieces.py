@@ -21,7 +21,11 @@ class PieceReader:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._controls = frozenset(tokenizer.get_added_tokens_decoder())
+        self._controls = {id_: token.content for id_, token in tokenizer.get_added_tokens_decoder().items()}
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether it is none of the tokens that text is made of."""
+        return token_id in self._controls
 
     def encode(self, piece: str) -> list[int]:
         """The token ids of text in front of which there is other text."""
@@ -32,13 +36,20 @@ class PieceReader:
         starts = (
             start
             for token, (start, _) in zip(whole.ids, whole.offsets, strict=True)
-            if token in self._controls
+            if self.is_control(token)
         )
         end = next(starts, len(piece))
         parts = (self._inner, piece[:end]), (self._tokenizer, piece[end:])
         return [
             token for reader, text in parts for token in reader.encode(text, add_special_tokens=False).ids
         ]
+
+    def behind(self, token_id: int, text: str) -> list[int]:
+        """The token ids of text that follows this token."""
+        if not self.is_control(token_id):
+            return self.encode(text)
+        text = self._controls[token_id] + text
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids[1:])
 
     @cached_property
     def _inner(self) -> Tokenizer | None:

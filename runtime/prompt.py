@@ -44,7 +44,7 @@ class PromptBuilder:
         self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
         words = spec.words_tokenizer
         self._words = _read_tokenizer(folder / words) if words else None
-        self._pieces = PieceReader(self.tokenizer)
+        self.pieces = PieceReader(self.tokenizer)
         settings = read_settings(folder / "tokenizer_config.json")
         self._template = read_template(folder, settings, spec.chat_template)
         self._variables = {
@@ -87,7 +87,7 @@ class PromptBuilder:
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
         parts = [shown, self.tokenizer.encode(first, add_special_tokens=not bare).ids]
-        parts += [self._pieces.encode(part) for part in rest]
+        parts += [self.pieces.encode(part) for part in rest]
         return np.array([token for part in parts for token in part], dtype=np.int64)
 
     def words(self, messages: Sequence[Message]) -> NDArray[np.int64]:

@@ -23,9 +23,10 @@ TEMPLATE = "U:{{ messages[0]['content'][-1]['text'] }}</s>A: b"
 KINDS = ("prepend", "first", "always")
 
 
-def sentencepiece(kind: str) -> dict[str, Any]:
-    """tokenizer.json as SentencePiece models are converted to it: characters, bytes, a few words."""
-    words = ["\u2581a", "\u2581b", "ab", "\u2581ab", "\u2581s", "\u2581<", "\u2581U"]
+def sentencepiece(kind: str, *more: str) -> dict[str, Any]:
+    """tokenizer.json as SentencePiece models are converted to it: characters, bytes, a few words and `more`."""
+    whole = ["\u2581a", "\u2581b", "ab", "\u2581ab", "\u2581s", "\u2581<", "\u2581U", *more]
+    words = list(dict.fromkeys(word[:end] for word in whole for end in range(2, len(word) + 1)))
     letters = [*map(chr, range(33, 127)), "\u2581", "\n"]
     tokens = [*CONTROLS, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *words]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -50,7 +51,15 @@ def sentencepiece(kind: str) -> dict[str, Any]:
             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
             "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
         },
-        "decoder": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
         "model": {
             "type": "BPE",
             "unk_token": "<unk>",

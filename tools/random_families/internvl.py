@@ -137,4 +137,6 @@ FAMILY = RandomFamily(
         "image_seq_length": config.image_seq_length,
     },
     chat_template=CHAT_TEMPLATE,
+    # An answer follows a line break.
+    words=("unsafe", "safe"),
 )

@@ -12,6 +12,7 @@ import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,11 +32,29 @@ Features = Mapping[str, Floats]
 """What the vision encoder says of a picture, by name; axis 0 counts positions, and pictures are joined on it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossAttention:
+    """Gated layers that look at the pictures, one in front of every `interval`-th layer of the decoder.
+
+    Layer j finds its keys and values in the row inputs `cross_key.{j}` and `cross_value.{j}` (C, S, H, D); the
+    token inputs `cross_attention_bias` (C, T, S) and `cross_attention_gate` (C, T, 1) say who sees what. `layer`
+    holds {j} for its index in the checkpoint, `gate_shape` is that of its two gates, and with `qk_norm` its
+    queries are normalised.
+    """
+
+    interval: int
+    layer: str
+    gate_shape: tuple[int, ...]
+    qk_norm: bool
+
+
 class ModelSpec(ABC):
     """What the exporter and the runtime must know of a family; one subclass per model_type.
 
     `renames` turn the beginnings of tensor names, as older checkpoints have them, into those that `weights` and
-    the family's vision encoder use. `chat_template` stands in for a checkpoint without one.
+    the family's vision encoder use. `joins` name tensors that the checkpoint has in several parts, which follow
+    one another on axis 0. `chat_template` stands in for a checkpoint without one, and `end_token_ids` end an
+    answer beside those that the checkpoint's settings name.
     """
 
     model_type: str
@@ -47,6 +66,9 @@ class ModelSpec(ABC):
     rescale_factor: float
     resample: int
     renames: tuple[tuple[str, str], ...] = ()
+    joins: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cross_attention: CrossAttention | None = None
+    end_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
     # many tokens it takes.

@@ -113,6 +113,10 @@ class ModelSpec(ABC):
     def image_text(self, layout: Layout) -> str:
         """The text that replaces the placeholder: `layout.tokens` image tokens with their markers."""
 
+    def prompt_text(self, text: str) -> str:
+        """A prompt with its pictures' texts in it, as the family's processor joins them to what is around them."""
+        return text
+
     @abstractmethod
     def vision_graph(self, dtype: str) -> GraphSpec:
         """The vision encoder's inputs and outputs; every input's first axis is P."""

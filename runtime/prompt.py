@@ -83,6 +83,7 @@ class PromptBuilder:
                 self._spec.image_text(layout) + piece
                 for layout, piece in zip(layouts, pieces[1:], strict=True)
             )
+            text = self._spec.prompt_text(text)
         # A template that writes the first token itself must not get it twice.
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)

@@ -46,6 +46,9 @@ ACTIVATION_DTYPE: dict[str, str] = {
     "int8": "float32",
     "int4": "float32",
 }
+# Added to a score that nobody may look at: far below any other, and still finite in float16, so that a softmax
+# weight is exactly 0 without infinities.
+MASKED = -30000.0
 # Beside a bf16 decoder float32: numpy has no bfloat16, and the vision encoder then runs on the CPU too.
 VISION_DTYPE: dict[str, str] = {name: "float16" if name == "fp16" else "float32" for name in PRECISIONS}
 # What a mask has where nothing is to be seen. Far below any score, and still finite in float16: a softmax weight of

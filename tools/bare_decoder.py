@@ -90,7 +90,7 @@ def portable_feeds(
         "rope_cos": cos[positions][None],
         "rope_sin": sin[positions][None],
         "write_indices": np.array([past], np.int64),
-        "attention_bias": np.where(visible, np.float32(0), MASKED)[None, None],
+        "attention_bias": np.where(visible, np.float32(0), np.float32(MASKED))[None, None],
         "logit_positions": np.array([[new - 1]], np.int64),
     }
 

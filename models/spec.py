@@ -51,9 +51,9 @@ class ModelSpec(ABC):
     # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
     # many tokens it takes.
     words_tokenizer: str | None = None
+    max_words: int | None = None
     # The most tiles that a picture is cut into; None is the checkpoint's own limit.
     max_tiles: int | None = None
-    max_words: int | None = None
     # How many pictures a prompt can show, None for any number.
     max_pictures: int | None = None
     # Whether the image tokens stand in front of the whole prompt, even of a first token that the tokenizer adds.

@@ -141,7 +141,8 @@ def figstep(root: Path) -> None:
         for row in rows:
             picture(root / "data" / "images" / folder / f"query_ForbidQI_{row[1]}_{row[2]}_6.png")
     control = root / "data" / "question" / "benign_sentences_without_harmful_phase.csv"
-    write_table(control, [["sentence"], ["Steps to make *."], ["A list of considerations, with a comma."]])
+    long = "A list of the considerations, with a comma, that people have before they fly a kite."
+    write_table(control, [["sentence"], ["Steps to make *."], [long]])
 
 
 def write_table(path: Path, rows: Sequence[Sequence[object]]) -> None:

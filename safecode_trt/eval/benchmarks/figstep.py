@@ -32,6 +32,7 @@ SPLITS = {
 }
 # How the authors write: side of the square, size of the letters, letters a line.
 SQUARE, POINTS, WIDTH = 760, 80, 15
+MARGIN = 20
 
 
 def _read(folder: Path, split: str, templates: Templates) -> Draft:
@@ -82,16 +83,26 @@ def draw_control(folder: Path, font: Path | None = None) -> Path:
     path, images = _places(folder, "benign")
     sentences = [row.text("sentence") for row in read_rows(path, ["sentence"])]
     try:
-        letters = ImageFont.truetype(str(font), POINTS) if font else ImageFont.load_default(POINTS)
         images.mkdir(parents=True, exist_ok=True)
         for number, sentence in enumerate(sentences):
-            picture = Image.new("RGB", (SQUARE, SQUARE), "white")
-            lines = "\n".join([*textwrap.wrap(sentence, WIDTH), "1. ", "2. ", "3. "])
-            ImageDraw.Draw(picture).multiline_text((20, 10), lines, fill="black", font=letters, spacing=11)
-            picture.save(images / _control_name(number))
+            _draw_list(sentence, font).save(images / _control_name(number))
     except OSError as error:
         raise EvalError(f"the control's pictures cannot be drawn into {images}: {error}") from error
     return images
+
+
+def _draw_list(sentence: str, font: Path | None) -> Image.Image:
+    """The sentence and an empty list; smaller letters than usual where it would leave the picture."""
+    picture = Image.new("RGB", (SQUARE, SQUARE), "white")
+    pen = ImageDraw.Draw(picture)
+    lines = "\n".join([*textwrap.wrap(sentence, WIDTH), "1. ", "2. ", "3. "])
+    for points in range(POINTS, 0, -4):
+        letters = ImageFont.truetype(str(font), points) if font else ImageFont.load_default(points)
+        box = pen.multiline_textbbox((MARGIN, MARGIN), lines, font=letters, spacing=points // 8)
+        if max(box) <= SQUARE - MARGIN:
+            pen.multiline_text((MARGIN, MARGIN), lines, fill="black", font=letters, spacing=points // 8)
+            break
+    return picture
 
 
 def _control_name(number: int) -> str:

@@ -40,6 +40,7 @@ def export_bundle(
     from safecode_trt.export.parity import verify_session
     from safecode_trt.export.reference import write_reference
     from safecode_trt.export.vision import write_vision_encoder
+    from safecode_trt.runtime.prompt import PromptBuilder
 
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
     if config.precision == "bf16" and config.verify:
@@ -47,7 +48,7 @@ def export_bundle(
             "a bf16 decoder cannot be compared with transformers on the CPU, which has no kernels for it; "
             "pass --no-verify and run the bundle on a GPU backend"
         )
-    spec = load_spec(model)
+    spec = load_spec(model, max_tiles=config.max_tiles)
     geometry = package.geometry(spec, config)
     precision, dtype = config.precision, ACTIVATION_DTYPE[config.precision]
     graphs = {
@@ -55,10 +56,10 @@ def export_bundle(
         DECODER: decoder_graph(geometry, precision, spec.decoder_inputs(dtype)),
     }
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
-    checkpoint = Checkpoint(model, spec.renames)
+    checkpoint = Checkpoint(model, spec.renames, spec.joins)
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
-        package.copy_settings(model, folder)
+        package.copy_settings(model, folder, spec)
         source = checkpoint.sha256()
         report("settings", 1, 1)
 
@@ -92,6 +93,7 @@ def export_bundle(
             precision=precision,
             vision_precision=config.vision_weights,
             attention=config.attention,
+            max_tiles=config.max_tiles,
             geometry=geometry,
             graphs=graphs,
             special_tokens=tokens,
@@ -104,7 +106,7 @@ def export_bundle(
         )
         report("reference picture", 0, 1)
         with closing(_open(Bundle(path=folder, manifest=manifest))) as session:
-            write_reference(session, spec, defaults, folder / REFERENCE)
+            write_reference(session, spec, PromptBuilder(folder, spec), defaults, folder / REFERENCE)
             report("reference picture", 1, 1)
             parity = verify_session(session, model, spec, manifest, report) if config.verify else None
         files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}

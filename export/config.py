@@ -103,6 +103,8 @@ class ExportConfig:
 
     `context_length` is the most positions that prompt and answer take; None takes the model's own, at most 4096.
     `vision_precision` is that of the vision encoder's weights; None takes fp16 beside an fp16 decoder, else fp32.
+    `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0 leaves only the whole
+    picture, and None takes the checkpoint's own limit.
     """
 
     precision: Precision = "int4"
@@ -112,6 +114,7 @@ class ExportConfig:
     overwrite: bool = False
     weights: WeightConfig = WeightConfig()
     vision_precision: VisionPrecision | None = None
+    max_tiles: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -122,6 +125,8 @@ class ExportConfig:
             )
         if self.context_length is not None and self.context_length < 1:
             raise ConfigError(f"context_length must be at least 1, got {self.context_length}")
+        if self.max_tiles is not None and self.max_tiles < 0:
+            raise ConfigError(f"max_tiles must be at least 0, got {self.max_tiles}")
         if self.vision_precision not in (None, *VISION_PRECISIONS):
             raise ConfigError(
                 f"vision_precision must be one of {', '.join(VISION_PRECISIONS)}, got {self.vision_precision!r}"

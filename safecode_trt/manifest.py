@@ -121,7 +121,7 @@ class Manifest:
     """bundle.json. `parity` is None when the export was told not to verify.
 
     `precision` is the decoder's. `quantization` has the tensors that are stored as codes, by the checkpoint's
-    name in the decoder and by the graph's in the vision encoder.
+    name in the decoder and by the graph's in the vision encoder. `max_tiles` is None for the checkpoint's own limit.
     """
 
     model_type: str
@@ -137,6 +137,7 @@ class Manifest:
     tools: Mapping[str, str]
     source_sha256: str
     files: Mapping[str, FileEntry]
+    max_tiles: int | None = None
     schema_version: int = SCHEMA_VERSION
     engines: tuple[Mapping[str, object], ...] = field(default=())
 

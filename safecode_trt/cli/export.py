@@ -55,6 +55,12 @@ __all__ = ["command"]
     type=click.Choice(VISION_PRECISIONS),
     help="Weights of the vision encoder: by default fp16 with --precision fp16, else fp32.",
 )
+@click.option(
+    "--max-tiles",
+    type=int,
+    metavar="N",
+    help="The most tiles of a picture, whose tokens fill the context; 0: only the whole.",
+)
 @click.option("--context-length", type=int, help="The most tokens of prompt and answer together.")
 @click.option(
     "--attention",

@@ -35,6 +35,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         parser.add_argument("--scale-search", action="store_true", help="Search scales with the least error.")
         parser.add_argument("--lm-head", choices=HEAD_PRECISIONS, default="int8")
         parser.add_argument("--vision-precision", choices=VISION_PRECISIONS)
+        parser.add_argument("--max-tiles", type=int, help="The most tiles of a picture; 0: only the whole.")
         parser.add_argument(
             "--context-length", type=int, help="The most tokens of prompt and answer together."
         )
@@ -65,6 +66,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
                     lm_head=arguments.lm_head,
                 ),
                 vision_precision=arguments.vision_precision,
+                max_tiles=arguments.max_tiles,
             )
             bundle = export_bundle(arguments.model, arguments.output, config=config)
         except SafeCodeError as error:

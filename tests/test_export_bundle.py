@@ -113,8 +113,8 @@ def _truncate(folder: Path) -> None:
             r"mlp\.gate_proj\.weight has shape \[160, 64\], but config.json makes it \[161, 64\]",
         ),
         (
-            _edit("config.json", lambda c: c.update(model_type="flamingo")),
-            "model_type 'flamingo' is not supported",
+            _edit("config.json", lambda c: c.update(model_type="parrot")),
+            "model_type 'parrot' is not supported",
         ),
         (_edit("generation_config.json", lambda c: c.update(eos_token_id=9999)), "token id 9999"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
@@ -208,9 +208,9 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.slow
 def test_a_wrong_graph_does_not_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison must be able to fail: without the residual of the last layer nothing fits."""
-    from safecode_trt.export.layers import LayerWriter
+    from safecode_trt.export import decoder
 
-    monkeypatch.setattr(LayerWriter, "mlp", lambda self, x, layer, path: x)
+    monkeypatch.setattr(decoder._Decoder, "mlp", lambda self, x, i, path: x)
     with pytest.raises(CheckpointError, match="differ from transformers"):
         export_bundle(folder, folder.with_name("out"), config=ExportConfig(precision="int8"))
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]

@@ -110,9 +110,10 @@ __device__ inline int draw_leading(const Step &s, const Merged &m) {
         const double wanted = s.top_p * reduce(part, Sum());
         const double mass = running_sum(weight);
         const int last = reduce(t < kept && mass >= wanted ? t : LEADING, Smaller());
-        if (last < kept) kept = last + 1;
-        else if (!closed) return -1;
-        closed = true;
+        if (last < kept) {
+            kept = last + 1;
+            closed = true;
+        }
     }
     const float least = __fadd_rn(top, s.log_min_p);
     kept = reduce(t < kept && z >= least ? 1 : 0, Sum());

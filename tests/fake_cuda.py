@@ -35,6 +35,7 @@ class FakeDriver:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library, self.fails = library, ""
         self.held: dict[int, Any] = {}
+        self.logits: list[Any] = []  # what the caller keeps alive
         self.launches: list[tuple[bytes, tuple[int, ...], int]] = []
 
     def __getattribute__(self, name: str) -> Any:

@@ -26,7 +26,8 @@ from safecode_trt.ops.reference import Ids
 
 SOURCES = Path(__file__).parents[1] / "safecode_trt" / "ops"
 # A fused product would be another kernel. Memory of a block is read as several types, and threads jump.
-FLAGS = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wall", "-Wextra", "-Werror")
+EXACT = ("-std=c++17", "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE")
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 NO_IDS = np.empty(0, np.int64)
 
 
@@ -37,8 +38,10 @@ def build(folder: Path) -> ctypes.CDLL:
         pytest.skip("needs a C++ compiler")
     target = folder / "kernels.so"
     source = Path(__file__).with_suffix(".cpp")
-    arguments = ["-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{SOURCES}", str(source), "-o", str(target)]
-    done = subprocess.run([compiler, *FLAGS, *arguments], capture_output=True, text=True, check=False)
+    arguments = ["-shared", "-fPIC", f"-I{SOURCES}", str(source), "-o", str(target)]
+    done = subprocess.run(
+        [compiler, *EXACT, *WARNINGS, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(target))
     library.launch.restype = ctypes.c_bool

@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.ops.fused import (
-    LEADING,
     MAX_VOCABULARY,
     SHIFT_MOST,
     FusedSettings,
@@ -24,72 +22,24 @@ from safecode_trt.ops.fused import (
     refusal_bits,
     why_not_fused,
 )
-from safecode_trt.ops.reference import Ids, Logits
 from safecode_trt.ops.sample import (
-    apply_min_p,
-    apply_temperature,
-    apply_top_k,
-    apply_top_p,
-    draw,
     make_sampler,
 )
-from safecode_trt.policy.base import Combined
-from safecode_trt.policy.contrast import Contrast
-from safecode_trt.policy.modulation import Modulation
-from safecode_trt.policy.safecode import SafeCodeSteering
-from tests.kernel_emulation import NO_IDS, EmulatedStep, build
+from tests.kernel_cases import (
+    KINDS,
+    check_greedy,
+    make_refusal,
+    make_rows,
+    may_need_the_host,
+    on_host,
+    tokens_near,
+    traced,
+    uniform_of,
+)
+from tests.kernel_emulation import NO_IDS, EmulatedStep
 
 INF = math.inf
 SIZES = (1, 2, 7, 63, 64, 65, 300, 1023, 1024, 1025, 2500)
-KINDS = ("spread", "ties", "masked", "half", "flat", "falling", "rising")
-
-
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return build(tmp_path_factory.mktemp("kernels"))
-
-
-def make_rows(kind: str, size: int, seed: int, rows: int = 2) -> NDArray[Any]:
-    """Logits (rows, size) in which a token remains on every row."""
-    random = np.random.default_rng(seed)
-    z = random.normal(0, 4, (rows, size)).astype(np.float32)
-    if kind == "ties":
-        z = np.round(z)
-    if kind == "masked":
-        z[random.random(z.shape) < 0.9] = -INF
-        z[:, random.integers(size)] = 1.0
-    if kind == "half":
-        return z.astype(np.float16)
-    if kind == "flat":
-        z[:] = random.integers(-1, 2, (rows, 1))
-    if kind in ("falling", "rising"):
-        z[0] = np.linspace(9, -9, size)[:: 1 if kind == "falling" else -1]
-    return z
-
-
-def make_refusal(size: int, seed: int) -> Ids:
-    random = np.random.default_rng(seed)
-    return np.unique(random.integers(0, size, random.integers(1, 1 + size)))
-
-
-def on_host(logits: NDArray[Any], step: FusedSettings, refusal_ids: Ids) -> Combined:
-    """The definition: the policy's step over the same logits."""
-    modulation = Modulation(refusal_ids=refusal_ids, top_k=step.shift_top_k, amount=step.amount)
-    contrast = Contrast(form=step.form or "difference", alpha=step.alpha, beta=step.beta)
-    return SafeCodeSteering(
-        contrast=contrast,
-        contrast_steps=int(step.form is not None),
-        modulation=modulation if step.shift_top_k else None,
-        shift_steps=int(step.shift_top_k > 0),
-        verdict=None,
-    ).combine(0, logits.astype(np.float32))
-
-
-def traced(combined: Combined) -> list[dict[str, Any]]:
-    assert combined.trace is not None
-    return [asdict(candidate) for candidate in combined.trace.candidates]
-
-
 CASES = st.tuples(st.sampled_from(KINDS), st.sampled_from(SIZES), st.integers(0, 999))
 ALPHAS = st.sampled_from([0.0, 1e-50, 0.3, 1.0, 5.0])
 BETAS = st.sampled_from([0.0, 1e-6, 0.1, 0.5, 1.0])
@@ -112,15 +62,7 @@ def test_greedy_step_is_the_policys_bit_for_bit(
 ) -> None:
     logits, refusal_ids = make_rows(*case), make_refusal(case[1], case[2])
     emulated = EmulatedStep(kernels, case[1], refusal_ids)
-    try:
-        combined = on_host(logits, step, refusal_ids)
-    except SteeringError:
-        with pytest.raises(SteeringError):
-            emulated.run(logits, step)
-        return
-    choice = emulated.run(logits, step)
-    assert choice.token_id == make_sampler(SamplingParams())(combined.logits, [])
-    assert [asdict(token) for token in choice.candidates] == traced(combined)
+    check_greedy(lambda: emulated.run(logits, step), logits, step, refusal_ids)
 
 
 SAMPLINGS = st.builds(
@@ -131,31 +73,6 @@ SAMPLINGS = st.builds(
     min_p=st.sampled_from([0.0, 1e-9, 0.05, 1.0]),
     seed=st.integers(0, 999),
 )
-
-
-def filtered(row: Logits, sampling: SamplingParams) -> Logits:
-    """A row as it is drawn from, filter by filter."""
-    if sampling.temperature != 1:
-        row = apply_temperature(row, sampling.temperature)
-    if sampling.top_k > 0:
-        row = apply_top_k(row, sampling.top_k)
-    if sampling.top_p < 1:
-        row = apply_top_p(row, sampling.top_p)
-    return apply_min_p(row, sampling.min_p)
-
-
-def uniform_of(sampling: SamplingParams) -> float:
-    """The number that the sampler of a reply takes for its first token."""
-    return float(np.random.Generator(np.random.PCG64(sampling.seed)).random())
-
-
-def tokens_near(row: Logits, sampling: SamplingParams, uniform: float) -> set[int]:
-    """What a draw may be whose exponentials are off in the last place, as those of another machine are."""
-    near = 1e-6
-    shares = [min(max(sampling.top_p + by, near), 1.0) for by in (0, -near, near)]
-    rows = [filtered(row, replace(sampling, top_p=p if sampling.top_p < 1 else 1.0)) for p in shares]
-    uniforms = [min(max(uniform + by, 0.0), 1 - near) for by in (0, -near, near)]
-    return {draw(kept, u) for kept in rows for u in uniforms}
 
 
 @settings(deadline=None)
@@ -175,22 +92,6 @@ def test_sampled_step_is_the_samplers(
         assert choice.token_id in tokens_near(combined.logits, sampling, uniform)
     else:
         assert may_need_the_host(logits, step, refusal_ids, combined.logits)
-
-
-def may_need_the_host(logits: NDArray[Any], step: FusedSettings, refusal_ids: Ids, steered: Logits) -> bool:
-    """Whether the filters keep tokens no likelier than the last of the leading ones that the device collects."""
-    row, reference = logits.astype(np.float32)[[0, -1]]
-    if step.form is not None:
-        exempt = refusal_ids if step.shift_top_k > 0 and step.amount > 0 else NO_IDS
-        row = Contrast(form=step.form, alpha=step.alpha, beta=step.beta).apply(row, reference, exempt)
-    bound = np.sort(row)[-LEADING] if len(row) >= LEADING else np.float32(-INF)
-    # top-k comes first, and what it keeps has to be known before top-p can add up.
-    sampling = replace(step.sampling, top_p=min(step.sampling.top_p + 1e-6, 1.0))
-    if sampling.top_k > 0:
-        sampling = replace(sampling, top_p=1.0, min_p=0.0)
-    kept = filtered(steered, sampling) > -INF
-    scaled = apply_temperature(np.append(steered, bound), step.sampling.temperature)
-    return bool(bound > -INF and (scaled[:-1][kept] <= scaled[-1]).any())
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 40}, {"top_p": 0.9}, {"min_p": 0.05, "top_k": 50}])
@@ -229,9 +130,7 @@ def test_the_vocabulary_of_a_large_model(kernels: ctypes.CDLL) -> None:
     emulated = EmulatedStep(kernels, size, refusal_ids)
     step = FusedSettings(form="difference", alpha=0.3, shift_top_k=20, amount=-4.0)
     combined = on_host(logits, step, refusal_ids)
-    choice = emulated.run(logits, step)
-    assert choice.token_id == int(combined.logits.argmax())
-    assert [asdict(token) for token in choice.candidates] == traced(combined)
+    check_greedy(lambda: emulated.run(logits, step), logits, step, refusal_ids)
     sampling = SamplingParams(temperature=1.3)
     drawn = emulated.run(logits, replace(step, sampling=sampling), uniform=0.314159)
     assert drawn.token_id in tokens_near(combined.logits, sampling, 0.314159)

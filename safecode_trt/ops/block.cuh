@@ -56,6 +56,7 @@ template <class T, class Op> __device__ T reduce(T x, Op op) {
     const int t = threadIdx.x;
     cells[t] = x;
     __syncthreads();
+#pragma unroll 1
     for (int half = THREADS / 2; half; half /= 2) {
         if (t < half) cells[t] = op(cells[t], cells[t + half]);
         __syncthreads();
@@ -71,6 +72,7 @@ __device__ inline double running_sum(double x) {
     const int t = threadIdx.x;
     cells[t] = x;
     __syncthreads();
+#pragma unroll 1
     for (int step = 1; step < THREADS; step *= 2) {
         const double before = t >= step ? cells[t - step] : 0.0;
         __syncthreads();
@@ -95,8 +97,8 @@ __device__ inline int passing(double weight, double &target) {
 }
 
 // The LEADING largest of all keys, in falling order; returns how many there are. Each thread brings COUNT keys in
-// falling order. The LEADING-th of the threads' largest keys is a bound that few others reach, and behind a thread's
-// key of number i, whose thread is number r, stand i keys of its own and r of others.
+// falling order. The LEADING-th of the threads' first keys is a bound that few others reach; and key number i of the
+// thread whose first key is number r has i + r larger ones.
 template <int COUNT, class Keys> __device__ int lead(const Keys &keys, u64 *leading) {
     __shared__ u64 survivors[COUNT * LEADING - COUNT * (COUNT - 1) / 2], bound;
     __shared__ int survived;
@@ -110,6 +112,7 @@ template <int COUNT, class Keys> __device__ int lead(const Keys &keys, u64 *lead
     }
     __syncthreads();
     int rank = 0;
+#pragma unroll 8
     for (int j = 0; j < THREADS; ++j) rank += heads[j] > head;
     if (head && rank == LEADING - 1) bound = head;
     __syncthreads();
@@ -122,6 +125,7 @@ template <int COUNT, class Keys> __device__ int lead(const Keys &keys, u64 *lead
     __syncthreads();
     for (int i = t; i < survived; i += THREADS) {
         int larger = 0;
+#pragma unroll 4
         for (int j = 0; j < survived && larger < LEADING; ++j) larger += survivors[j] > survivors[i];
         if (larger < LEADING) leading[larger] = survivors[i];
     }
@@ -138,6 +142,7 @@ __device__ inline int sort_leading(u64 own, u64 *sorted, int &place) {
     place = LEADING;
     if (t < LEADING && own) {
         place = 0;
+#pragma unroll 8
         for (int j = 0; j < LEADING; ++j) place += keys[j] > own;
         sorted[place] = own;
     }

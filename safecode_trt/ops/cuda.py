@@ -152,7 +152,7 @@ class DeviceStep:
         # The copy back goes on a stream only from memory that is locked.
         self._pinned = int(self._call("cuMemHostAlloc", OUTCOME.itemsize, 0))
         buffer = (ctypes.c_char * OUTCOME.itemsize).from_address(self._pinned)
-        self._outcome: NDArray[Any] = np.frombuffer(buffer, OUTCOME).reshape(())
+        self._outcome: NDArray[Any] = np.frombuffer(memoryview(buffer), OUTCOME).reshape(())
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return checked(getattr(self._driver, name)(*arguments), name)

@@ -56,9 +56,8 @@ STEP = np.dtype(
 )
 """`Step` of step.cuh; the pointers are addresses on the device."""
 
-_TOKEN = [("token_id", np.int32)]
-_TOKEN += [(name, np.float32) for name in ("z_real", "z_reference", "z_contrast", "z_final")]
-_TOKEN += [("moved", np.int32)]
+_VALUES = ("z_real", "z_reference", "z_contrast", "z_final")
+_TOKEN = [("token_id", np.int32), *((name, np.float32) for name in _VALUES), ("moved", np.int32)]
 OUTCOME = np.dtype(
     [(name, np.int32) for name in ("status", "token", "candidates", "unused")] + [("traced", _TOKEN, TRACED)],
     align=True,
@@ -112,7 +111,9 @@ def why_not_fused(settings: FusedSettings, vocabulary: int) -> str | None:
     return None
 
 
-def make_step(settings: FusedSettings, *, rows: int, vocabulary: int, half: bool, uniform: float) -> NDArray[Any]:
+def make_step(
+    settings: FusedSettings, *, rows: int, vocabulary: int, half: bool, uniform: float
+) -> NDArray[Any]:
     """The record `STEP`, without its pointers. `uniform` is the sampler's number for this token.
 
     Raises:

@@ -25,6 +25,7 @@ __device__ inline double tile_weights(const Step &s, const Merged &m, int tile, 
     for (int i = 0; i < EACH; ++i) {
         const int id = tile * TILE + threadIdx.x * EACH + i;
         float z = contrasted(s, m.lowest, id);
+#pragma unroll 1
         for (int j = 0; j < s.shift_top_k; ++j)
             if (m.moved[j] == id) z = __fadd_rn(z, s.amount);
         weights[i] = expf(scaled(s, z, m.top));
@@ -46,6 +47,7 @@ __device__ inline double tile_sum(const Step &s, const Merged &m) {
     for (int j = 0; j < s.shift_top_k; ++j) {
         const int tile = m.moved[j] / TILE;
         bool again = m.moved[j] >= 0;
+#pragma unroll 1
         for (int i = 0; i < j; ++i) again = again && !(m.moved[i] >= 0 && m.moved[i] / TILE == tile);
         if (!again) continue;
         float weights[EACH];
@@ -120,6 +122,7 @@ __device__ inline int draw_leading(const Step &s, const Merged &m) {
     if (!closed && value(limit) >= least) return -1;
     if (t < kept) {
         place = 0;
+#pragma unroll 1
         for (int j = 0; j < kept; ++j) place += token_of(sorted[j]) < token_of(mine);
         weights[place] = weight;
         tokens[place] = token_of(mine);

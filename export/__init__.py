@@ -9,13 +9,15 @@ from pathlib import Path
 
 from safecode_trt.bundle import Bundle, file_entry, new_bundle, write_manifest
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.contract import ACTIVATION_DTYPE, decoder_graph
+from safecode_trt.contract import ACTIVATION_DTYPE, VISION_DTYPE, decoder_graph
+from safecode_trt.errors import ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import ExportConfig
+from safecode_trt.export.config import ExportConfig, WeightConfig
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, VISION_ENCODER, Manifest
 from safecode_trt.models import load_spec
+from safecode_trt.runtime.session import Session
 
-__all__ = ["ExportConfig", "Progress", "export_bundle"]
+__all__ = ["ExportConfig", "Progress", "WeightConfig", "export_bundle"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a step, the parts done, and the parts in all."""
@@ -38,33 +40,38 @@ def export_bundle(
     from safecode_trt.export.parity import verify_session
     from safecode_trt.export.reference import write_reference
     from safecode_trt.export.vision import write_vision_encoder
-    from safecode_trt.runtime.backends import open_session
+    from safecode_trt.runtime.prompt import PromptBuilder
 
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
-    spec = load_spec(model)
+    if config.precision == "bf16" and config.verify:
+        raise ConfigError(
+            "a bf16 decoder cannot be compared with transformers on the CPU, which has no kernels for it; "
+            "pass --no-verify and run the bundle on a GPU backend"
+        )
+    spec = load_spec(model, max_tiles=config.max_tiles)
     geometry = package.geometry(spec, config)
     precision, dtype = config.precision, ACTIVATION_DTYPE[config.precision]
     graphs = {
-        VISION_ENCODER: spec.vision_graph(dtype),
+        VISION_ENCODER: spec.vision_graph(VISION_DTYPE[precision]),
         DECODER: decoder_graph(geometry, precision, spec.decoder_inputs(dtype)),
     }
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
-    checkpoint = Checkpoint(model, spec.renames)
+    checkpoint = Checkpoint(model, spec.renames, spec.joins)
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
-        package.copy_settings(model, folder)
+        package.copy_settings(model, folder, spec)
         source = checkpoint.sha256()
         report("settings", 1, 1)
 
         (folder / DECODER).parent.mkdir()
-        errors = write_decoder(
+        quantization = write_decoder(
             checkpoint,
             spec,
             geometry,
             folder / DECODER,
             precision=precision,
             attention=config.attention,
-            block_size=config.block_size,
+            weights=config.weights,
             report=lambda done, total: report("decoder", done, total),
         )
         report("embeddings", 0, 1)
@@ -72,30 +79,46 @@ def export_bundle(
         report("embeddings", 1, 1)
 
         report("vision encoder", 0, 1)
-        write_vision_encoder(
-            checkpoint, spec, graphs[VISION_ENCODER], folder / VISION_ENCODER, precision=precision
+        seen = write_vision_encoder(
+            checkpoint,
+            spec,
+            graphs[VISION_ENCODER],
+            folder / VISION_ENCODER,
+            precision=config.vision_weights,
         )
         report("vision encoder", 1, 1)
 
         manifest = Manifest(
             model_type=spec.model_type,
             precision=precision,
+            vision_precision=config.vision_weights,
             attention=config.attention,
+            max_tiles=config.max_tiles,
             geometry=geometry,
             graphs=graphs,
             special_tokens=tokens,
             safecode=defaults,
             parity=None,
-            quantization_error=errors,
+            quantization={**quantization, **seen},
             tools=package.tool_versions(),
             source_sha256=source,
             files=package.bundle_files(folder),
         )
         report("reference picture", 0, 1)
-        with closing(open_session(Bundle(path=folder, manifest=manifest), RuntimeConfig())) as session:
-            write_reference(session, spec, defaults, folder / REFERENCE)
+        with closing(_open(Bundle(path=folder, manifest=manifest))) as session:
+            write_reference(session, spec, PromptBuilder(folder, spec), defaults, folder / REFERENCE)
             report("reference picture", 1, 1)
             parity = verify_session(session, model, spec, manifest, report) if config.verify else None
         files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}
         write_manifest(folder, replace(manifest, parity=parity, files=files))
     return Bundle.open(output, check_hashes=False)
+
+
+def _open(bundle: Bundle) -> Session:
+    """The new bundle on the CPU; of a bf16 bundle only the vision encoder, because its decoder needs a GPU."""
+    from safecode_trt.runtime.backends import open_session
+    from safecode_trt.runtime.backends.ort import OrtSession
+
+    if bundle.manifest.precision == "bf16":
+        return OrtSession(bundle, decoder=False)
+    return open_session(bundle, RuntimeConfig())

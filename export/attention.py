@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from safecode_trt.contract import AttentionForm, Geometry
-from safecode_trt.export.graph import GraphBuilder
+from safecode_trt.export.graph import DTYPES, GraphBuilder
 
 __all__ = ["DecomposedForm", "LayerForm", "PortableForm", "layer_form"]
 
@@ -37,6 +37,12 @@ class LayerForm(ABC):
     @abstractmethod
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         """Attention (C, Hq, T, D) of the queries to the whole cache (C, H, CAP, D), under the mask."""
+
+    @abstractmethod
+    def cross_attend(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, path: str
+    ) -> ir.Value:
+        """Attention (C, H, T, D) of the queries to keys (C, H, S, D) under an additive bias (C, 1, T, S)."""
 
 
 def layer_form(form: AttentionForm, builder: GraphBuilder, geometry: Geometry, dtype: str) -> LayerForm:
@@ -70,6 +76,11 @@ class PortableForm(LayerForm):
         # One output and an explicit mask: TensorRT takes no more, and reads `is_causal` differently.
         return b.op("Attention", [query, key, value, b.inputs["attention_bias"]], path)
 
+    def cross_attend(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, path: str
+    ) -> ir.Value:
+        return self._builder.op("Attention", [query, key, value, bias], path)
+
 
 class DecomposedForm(LayerForm):
     """Opset 20 (21 where weights are quantised): MatMul, Softmax, ScatterElements and arithmetic."""
@@ -78,7 +89,7 @@ class DecomposedForm(LayerForm):
 
     def __init__(self, builder: GraphBuilder, geometry: Geometry, dtype: str) -> None:
         b = self._builder = builder
-        self._geometry, self._dtype = geometry, np.dtype(dtype)
+        self._geometry, self._dtype = geometry, DTYPES[dtype].numpy()
         self._cos, self._sin = (
             b.op("Unsqueeze", [b.inputs[name], b.constant("/axes/1", [1])], f"/{name}")
             for name in ("rope_cos", "rope_sin")
@@ -106,14 +117,14 @@ class DecomposedForm(LayerForm):
         return b.op("Expand", [places, ones], "/places")
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, path: str) -> ir.Value:
-        b, half = self._builder, self._dtype == np.float16
+        b, half = self._builder, self._dtype != np.float32
         wide = b.op("Cast", [x], f"{path}/wide", to=ir.DataType.FLOAT) if half else x
         square = b.op("Mul", [wide, wide], f"{path}/square")
         mean = b.op("ReduceMean", [square, b.constant("/axes/-1", [-1])], path, keepdims=1)
         mean = b.op("Add", [mean, b.constant("/epsilon", np.array([epsilon], np.float32))], f"{path}/epsilon")
         normed = b.op("Div", [wide, b.op("Sqrt", [mean], path)], path)
         if half:
-            normed = b.op("Cast", [normed], f"{path}/narrow", to=ir.DataType.FLOAT16)
+            normed = b.op("Cast", [normed], f"{path}/narrow", to=ir.DataType.from_numpy(self._dtype))
         return b.op("Mul", [normed, weight], f"{path}/weight")
 
     def rotate(self, x: ir.Value, path: str) -> ir.Value:
@@ -136,8 +147,7 @@ class DecomposedForm(LayerForm):
 
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         b, g = self._builder, self._geometry
-        scale = b.constant("/scale", np.array([g.head_dim**-0.5], self._dtype))
-        query = b.op("Mul", [query, scale], f"{path}/scale")
+        query = self._scaled(query, path)
         # The queries that share a key head become more rows of one product: (C, H, Hq / H * T, D).
         by_key_head = b.constant("/shape/0,H,-1,D", [0, g.num_key_value_heads, -1, g.head_dim])
         query = b.op("Reshape", [query, by_key_head], f"{path}/by_key_head")
@@ -150,3 +160,17 @@ class DecomposedForm(LayerForm):
         mixed = b.op("MatMul", [weights, value], f"{path}/mix")
         heads = b.constant("/shape/0,Hq,-1,D", [0, g.num_attention_heads, -1, g.head_dim])
         return b.op("Reshape", [mixed, heads], f"{path}/mix")
+
+    def cross_attend(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, path: str
+    ) -> ir.Value:
+        b, query = self._builder, self._scaled(query, path)
+        key = b.op("Transpose", [key], f"{path}/key_columns", perm=[0, 1, 3, 2])
+        scores = b.op("MatMul", [query, key], f"{path}/scores")
+        scores = b.op("Add", [scores, bias], f"{path}/bias")
+        weights = b.op("Softmax", [scores], path, axis=-1)
+        return b.op("MatMul", [weights, value], f"{path}/mix")
+
+    def _scaled(self, query: ir.Value, path: str) -> ir.Value:
+        scale = self._builder.constant("/scale", np.array([self._geometry.head_dim**-0.5], self._dtype))
+        return self._builder.op("Mul", [query, scale], f"{path}/scale")

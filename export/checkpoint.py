@@ -27,14 +27,20 @@ class Checkpoint:
     """The tensors of a checkpoint folder by name; the files are mapped, not read.
 
     A name that begins with the first of a pair of `renames` is known by the second instead; the first pair that
-    fits counts.
+    fits counts. `joins` are names for several tensors, one behind the other on axis 0.
 
     Raises:
         CheckpointError: the folder has no safetensors weights, or a file of the index is missing or broken.
     """
 
-    def __init__(self, folder: Path, renames: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        renames: Sequence[tuple[str, str]] = (),
+        joins: Sequence[tuple[str, Sequence[str]]] = (),
+    ) -> None:
         self.folder = folder
+        self._joins = dict(joins)
         self._files, names = _weight_files(folder)
         found: dict[str, MappedTensor] = {}
         for path in self._files:
@@ -45,26 +51,42 @@ class Checkpoint:
         self._tensors = {_renamed(name, renames): tensor for name, tensor in found.items()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return all(part in self._tensors for part in self._joins.get(name, (name,)))
 
     def mapped(self, name: str, shape: tuple[int, ...]) -> MappedTensor:
-        """A tensor as it lies in the file.
+        """A tensor as it lies in the file; a joined one is read.
 
         Raises:
             CheckpointError: the checkpoint has no such tensor, or its shape is not the one that
                 config.json promises.
         """
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise CheckpointError(
-                f"{self.folder}: the weights have no tensor {name}; is the checkpoint complete?"
-            )
+        tensor = self._joined(name) if name in self._joins else self._found(name)
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{self.folder}: tensor {name} has shape {list(tensor.shape)}, "
                 f"but config.json makes it {list(shape)}"
             )
         return tensor
+
+    def _found(self, name: str) -> MappedTensor:
+        if name not in self._tensors:
+            raise CheckpointError(
+                f"{self.folder}: the weights have no tensor {name}; is the checkpoint complete?"
+            )
+        return self._tensors[name]
+
+    def _joined(self, name: str) -> MappedTensor:
+        """The parts of a joined tensor in one, in memory."""
+        parts = [self._found(part) for part in self._joins[name]]
+        if len({(part.dtype, part.shape[1:]) for part in parts}) > 1:
+            found = ", ".join(
+                f"{part} {x.dtype} {list(x.shape)}" for part, x in zip(self._joins[name], parts, strict=True)
+            )
+            raise CheckpointError(f"{self.folder}: expected tensors that fit behind one another, got {found}")
+        whole = MappedTensor(name, parts[0].dtype, np.concatenate([part.data for part in parts]))
+        for part in parts:
+            _release(part)
+        return whole
 
     def get(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A tensor in float32, checked as by `mapped` and for values that are not finite."""
@@ -74,6 +96,15 @@ class Checkpoint:
         # A NaN or an infinity anywhere makes the sum one too, and a sum is one pass without a copy.
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise CheckpointError(f"{self.folder}: tensor {name} has values that are not finite")
+        return values
+
+    def integers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """A tensor of 32-bit integers, checked as by `mapped`."""
+        tensor = self.mapped(name, shape)
+        if tensor.dtype != "I32":
+            raise CheckpointError(f"{self.folder}: tensor {name} has type {tensor.dtype}; expected I32")
+        values: NDArray[np.int32] = np.array(tensor.data)
+        _release(tensor)
         return values
 
     def names(self, prefix: str) -> Iterator[str]:

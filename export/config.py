@@ -3,13 +3,98 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from safecode_trt.contract import ATTENTION_FORMS, PRECISIONS, AttentionForm, Precision
+from safecode_trt.contract import (
+    ATTENTION_FORMS,
+    HEAD_PRECISIONS,
+    PRECISIONS,
+    VISION_PRECISIONS,
+    AttentionForm,
+    HeadPrecision,
+    Precision,
+    VisionPrecision,
+)
 from safecode_trt.errors import ConfigError
+from safecode_trt.manifest import Quantization
 
-__all__ = ["DEFAULT_CONTEXT_LENGTH", "ExportConfig"]
+__all__ = ["DEFAULT_CONTEXT_LENGTH", "BlockSize", "ExportConfig", "WeightConfig", "parse_block_size"]
+
+BlockSize = int | Literal["channel"]
 
 DEFAULT_CONTEXT_LENGTH = 4096
+BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightConfig:
+    """How the decoder's weights are quantised in int8 and int4.
+
+    `block_size` is how many inputs of an output share one scale; "channel" is all of them, and None takes
+    "channel" in int8 and 32 in int4. `asymmetric` adds zero points. `scale_search` looks for the four-bit
+    scales with the smallest squared error; they cut the largest weights, which need not make the better model.
+    `lm_head` is the precision of the logits' weight where the others are int4.
+    """
+
+    block_size: BlockSize | None = None
+    asymmetric: bool = False
+    scale_search: bool = False
+    # Verdicts and refusals are read off the head's logits: with 8 bits there, int4 agrees with float32 more often
+    # than with 4, and a step takes hardly longer.
+    lm_head: HeadPrecision = "int8"
+
+    def __post_init__(self) -> None:
+        size = self.block_size
+        if isinstance(size, int) and (size < 16 or size & (size - 1)):
+            raise ConfigError(f"block_size must be a power of two from 16 on, got {size}")
+        if isinstance(size, str) and size != "channel":
+            raise ConfigError(f"block_size must be a number or 'channel', got {size!r}")
+        if self.lm_head not in HEAD_PRECISIONS:
+            raise ConfigError(f"lm_head must be one of {', '.join(HEAD_PRECISIONS)}, got {self.lm_head!r}")
+
+    def quantization(self, precision: Precision, *, head: bool = False) -> Quantization | None:
+        """How a weight is quantised in that precision; None leaves it in floating point.
+
+        Raises:
+            ConfigError: the settings do not fit the precision.
+        """
+        if precision not in ("int8", "int4"):
+            if self != WeightConfig():
+                raise ConfigError(f"precision {precision} quantises nothing; choose int8 or int4")
+            return None
+        size = self.block_size
+        if precision == "int8":
+            if self.lm_head != "int8":
+                raise ConfigError("lm_head int4 needs precision int4, got int8")
+            if self.scale_search:
+                raise ConfigError("scale_search finds nothing better in int8; it needs precision int4")
+            block_size = size if isinstance(size, int) else None
+        elif size == "channel":
+            raise ConfigError("block_size 'channel' is too coarse for int4; choose 32, 64 or 128")
+        else:
+            block_size = size or BLOCK_SIZE
+        four = precision == "int4" and not (head and self.lm_head == "int8")
+        return Quantization(
+            bits=4 if four else 8,
+            block_size=block_size,
+            symmetric=not self.asymmetric,
+            method="scale-search" if four and self.scale_search else "round-to-nearest",
+        )
+
+
+def parse_block_size(text: str | None) -> BlockSize | None:
+    """A block size as a command line has it; `WeightConfig` checks numbers further.
+
+    Raises:
+        ConfigError: it is neither a number nor 'channel'.
+    """
+    if text is None:
+        return None
+    if text == "channel":
+        return "channel"
+    if not text.isascii() or not text.isdigit():
+        raise ConfigError(f"block_size must be a number or 'channel', got {text!r}")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +102,9 @@ class ExportConfig:
     """How a checkpoint becomes a bundle.
 
     `context_length` is the most positions that prompt and answer take; None takes the model's own, at most 4096.
-    `block_size` is how many weights of a column share one scale in int4 and int8.
+    `vision_precision` is that of the vision encoder's weights; None takes fp16 beside an fp16 decoder, else fp32.
+    `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0 leaves only the whole
+    picture, and None takes the checkpoint's own limit.
     """
 
     precision: Precision = "int4"
@@ -25,7 +112,9 @@ class ExportConfig:
     attention: AttentionForm = "portable"
     verify: bool = True
     overwrite: bool = False
-    block_size: int = 32
+    weights: WeightConfig = WeightConfig()
+    vision_precision: VisionPrecision | None = None
+    max_tiles: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -36,5 +125,17 @@ class ExportConfig:
             )
         if self.context_length is not None and self.context_length < 1:
             raise ConfigError(f"context_length must be at least 1, got {self.context_length}")
-        if self.block_size < 16 or self.block_size & (self.block_size - 1):
-            raise ConfigError(f"block_size must be a power of two from 16 on, got {self.block_size}")
+        if self.max_tiles is not None and self.max_tiles < 0:
+            raise ConfigError(f"max_tiles must be at least 0, got {self.max_tiles}")
+        if self.vision_precision not in (None, *VISION_PRECISIONS):
+            raise ConfigError(
+                f"vision_precision must be one of {', '.join(VISION_PRECISIONS)}, got {self.vision_precision!r}"
+            )
+        if self.precision == "fp16" and self.vision_precision == "fp32":
+            raise ConfigError("vision_precision fp32 needs float32 activations; precision fp16 has none")
+        self.weights.quantization(self.precision)
+
+    @property
+    def vision_weights(self) -> VisionPrecision:
+        """The precision of the vision encoder's weights."""
+        return self.vision_precision or ("fp16" if self.precision == "fp16" else "fp32")

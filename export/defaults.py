@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from safecode_trt.config import SafeCodeConfig
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.manifest import SafeCodeDefaults
@@ -85,7 +83,7 @@ def safecode_defaults(folder: Path, spec: ModelSpec) -> SafeCodeDefaults:
         safe_token_id=safe_id,
         unsafe_token_id=unsafe_id,
         refusal_phrases=settings.refusal_phrases,
-        refusal_token_ids=_first_tokens(prompts.tokenizer, settings.refusal_phrases),
+        refusal_token_ids=_first_tokens(prompts, settings.refusal_phrases),
         fallback_refusal=settings.fallback_refusal,
         settings=settings.settings,
         reference_seed=settings.reference_seed,
@@ -113,19 +111,23 @@ def _read_settings(path: Path) -> CheckpointSettings:
 
 def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, int, int]:
     """The judge's question and the ids of its two answers."""
-    tokenizer = prompts.tokenizer
     if settings.judge_template is not None and settings.verdict is not None:
         words = (settings.verdict.safe, settings.verdict.unsafe)
-        safe, unsafe = (_single_token(tokenizer, word) for word in words)
+        safe, unsafe = (_single(_tokens(prompts, word)) for word in words)
         if safe is None or unsafe is None or safe == unsafe:
             raise CheckpointError(
                 f"{SAFECODE_JSON}: the verdicts {words[0]!r} and {words[1]!r} must be two different single tokens "
-                f"of the tokenizer, but they are {_pieces(tokenizer, words)}"
+                f"of the tokenizer, but they are {_spelled(prompts, words)}"
             )
         return settings.judge_template, safe, unsafe
-    space = "" if _opening(prompts).endswith(("\n", " ", ">", "]")) else " "
+    # How the chat template opens the assistant's turn; the answer's first token follows it.
+    opening = prompts.encode([Message(role="user", text="?")], []).tolist()
+    text, last = prompts.tokenizer.decode(opening[-8:], skip_special_tokens=False), opening[-1]
+    bare = prompts.pieces.is_control(last) or text.endswith(("\n", " "))
     for question, *answers in QUESTIONS:
-        safe, unsafe = (_single_token(tokenizer, space + word) for word in answers)
+        safe, unsafe = (
+            _single(prompts.pieces.behind(last, word if bare else f" {word}")) for word in answers
+        )
         if safe is not None and unsafe is not None and safe != unsafe:
             return JUDGE + question, safe, unsafe
     raise CheckpointError(
@@ -134,23 +136,22 @@ def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, i
     )
 
 
-def _opening(prompts: PromptBuilder) -> str:
-    """How the chat template opens the assistant's turn; the answer's first token follows it."""
-    ids = prompts.encode([Message(role="user", text="?")], [])
-    text: str = prompts.tokenizer.decode(ids[-8:].tolist(), skip_special_tokens=False)
-    return text
+def _tokens(prompts: PromptBuilder, text: str) -> list[int]:
+    """The ids of text on its own; where it begins with a space, of text that follows other text."""
+    if text.startswith(" "):
+        return prompts.pieces.encode(text)
+    return list(prompts.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def _single_token(tokenizer: Tokenizer, word: str) -> int | None:
-    ids = tokenizer.encode(word, add_special_tokens=False).ids
+def _single(ids: Sequence[int]) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
-def _pieces(tokenizer: Tokenizer, words: Sequence[str]) -> list[list[str]]:
-    return [tokenizer.encode(word, add_special_tokens=False).tokens for word in words]
+def _spelled(prompts: PromptBuilder, words: Sequence[str]) -> list[list[str | None]]:
+    return [[prompts.tokenizer.id_to_token(token) for token in _tokens(prompts, word)] for word in words]
 
 
-def _first_tokens(tokenizer: Tokenizer, phrases: Sequence[str]) -> tuple[int, ...]:
+def _first_tokens(prompts: PromptBuilder, phrases: Sequence[str]) -> tuple[int, ...]:
     """The first token of every phrase, and of its twin with or without a leading space.
 
     A twin counts only where its first token is the whole first word: half a word begins other words too.
@@ -159,8 +160,8 @@ def _first_tokens(tokenizer: Tokenizer, phrases: Sequence[str]) -> tuple[int, ..
     for phrase in phrases:
         bare = phrase.strip()
         word = re.match(r"\w+", bare)
-        found.add(tokenizer.encode(phrase, add_special_tokens=False).ids[0])
-        twin = tokenizer.encode(bare if phrase != bare else f" {bare}", add_special_tokens=False).ids[0]
-        if word is not None and tokenizer.decode([twin]).strip() == word.group():
+        found.add(_tokens(prompts, phrase)[0])
+        twin = _tokens(prompts, bare if phrase != bare else f" {bare}")[0]
+        if word is not None and prompts.tokenizer.decode([twin]).strip() == word.group():
             found.add(twin)
     return tuple(sorted(found))

@@ -23,6 +23,7 @@ __all__ = ["DTYPES", "GraphBuilder", "WeightFile"]
 DTYPES: dict[str, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
 }
 # Version 10 is the first with 4-bit integers; older readers keep working.

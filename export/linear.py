@@ -1,43 +1,55 @@
 """Products with a weight: in floating point, or quantised with DequantizeLinear in front of an ordinary MatMul.
 
-Several checkpoint tensors that multiply the same input become one weight, side by side.
+Several checkpoint tensors that multiply the same input become one weight, side by side. ONNX Runtime runs such a pair
+as MatMulNBits, in blocks and by channel, with zero points and without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from safecode_trt.contract import ACTIVATION_DTYPE, Precision
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.graph import GraphBuilder
-from safecode_trt.export.quantize import Bits, pack_int4, quantize
+from safecode_trt.export.config import WeightConfig
+from safecode_trt.export.graph import DTYPES, GraphBuilder
+from safecode_trt.export.prequantized import Prequantized
+from safecode_trt.export.quantize import Quantized, pack_int4, quantize
+from safecode_trt.manifest import Quantization
 
 __all__ = ["LinearWriter", "Part"]
 
 Part = tuple[str, int]  # name in the checkpoint, number of outputs
-# Blocks along the inputs in both: ONNX Runtime then runs either as MatMulNBits.
-BITS: Mapping[Precision, Bits] = {"int8": 8, "int4": 4}
-# Verdicts and refusals are read off the head's logits: with 8 bits there, int4 agrees with float32 more often than
-# with 4, and a step takes hardly longer.
-HEAD_BITS: Bits = 8
 
 
 class LinearWriter:
-    """Writes x @ w for weights of a checkpoint; `errors` has the quantisation error of each tensor."""
+    """Writes x @ w for weights of a checkpoint; `quantization` says how each tensor was quantised.
+
+    Raises:
+        CheckpointError: the checkpoint is quantised already, and not in a way that is read.
+        ConfigError: the settings do not fit the precision, or the precision the quantised checkpoint.
+    """
 
     def __init__(
-        self, builder: GraphBuilder, checkpoint: Checkpoint, precision: Precision, block_size: int
+        self, builder: GraphBuilder, checkpoint: Checkpoint, precision: Precision, config: WeightConfig
     ) -> None:
         self._builder, self._checkpoint = builder, checkpoint
-        self._dtype = np.dtype(ACTIVATION_DTYPE[precision])
-        self._bits, self._block_size = BITS.get(precision), block_size
+        self._dtype = DTYPES[ACTIVATION_DTYPE[precision]].numpy()
+        self._body, self._head = (config.quantization(precision, head=head) for head in (False, True))
+        self._packed = Prequantized.of(checkpoint)
+        if self._packed and precision != "int4":
+            raise ConfigError(
+                f"{checkpoint.folder} was quantised to 4 bits with {self._packed.method}; "
+                f"export it with precision int4, not {precision}"
+            )
         # Blocked DequantizeLinear is of opset 21.
-        self.opset = 21 if self._bits else 1
-        self.errors: dict[str, float] = {}
+        self.opset = 21 if self._body else 1
+        self.quantization: dict[str, Quantization] = {}
 
     def __call__(
         self,
@@ -57,10 +69,11 @@ class LinearWriter:
             CheckpointError: a tensor is missing, has another shape, or its values do not fit the type.
             ConfigError: `inputs` is no multiple of the block size.
         """
-        if self._bits is None:
+        how = self._head if head else self._body
+        if how is None:
             weight = self._float_weight(parts, inputs, path)
         else:
-            weight = self._quantized_weight(parts, inputs, path, HEAD_BITS if head else self._bits)
+            weight = self._quantized_weight(parts, inputs, path, how)
         return self._builder.op("MatMul", [x, weight], path, output=output)
 
     def _float_weight(self, parts: Sequence[Part], inputs: int, path: str) -> ir.Value:
@@ -75,24 +88,42 @@ class LinearWriter:
             start += outputs
         return self._builder.weight(f"{path}/weight", weight)
 
-    def _quantized_weight(self, parts: Sequence[Part], inputs: int, path: str, bits: Bits) -> ir.Value:
-        if inputs % self._block_size:
+    def _quantized_weight(self, parts: Sequence[Part], inputs: int, path: str, how: Quantization) -> ir.Value:
+        if self._packed and any(name in self._packed for name, _ in parts):
+            # A part that is not packed is quantised to be like its neighbours.
+            how = replace(how, bits=4, block_size=self._packed.block_size(inputs))
+        elif inputs % (how.block_size or inputs):
             raise ConfigError(
-                f"{parts[0][0]} has {inputs} inputs, no multiple of block_size {self._block_size}; "
+                f"{parts[0][0]} has {inputs} inputs, no multiple of block_size {how.block_size}; "
                 "choose another block size, or fp16 or fp32"
             )
-        b, shape = self._builder, (inputs, sum(outputs for _, outputs in parts))
+        shape = (inputs, sum(outputs for _, outputs in parts))
+        blocks = (inputs // (how.block_size or inputs), shape[1])
         values = np.empty(shape, np.int8)
-        scales = np.empty((inputs // self._block_size, shape[1]), np.float32)
+        scales, zeros = np.empty(blocks, np.float32), np.zeros(blocks, np.int8)
         start = 0
         for name, outputs in parts:
-            part = quantize(self._checkpoint.get(name, (outputs, inputs)), bits, self._block_size)
-            values[:, start : start + outputs], scales[:, start : start + outputs] = part.values, part.scales
-            self.errors[name] = part.error
+            part, columns = self._part(name, (outputs, inputs), how), slice(start, start + outputs)
+            values[:, columns], scales[:, columns] = part.values, part.scales
+            if part.zero_points is not None:
+                zeros[:, columns] = part.zero_points
+            self.quantization[name] = part.how
             start += outputs
-        if bits == 4:
-            weight = b.weight(f"{path}/weight", pack_int4(values), dtype=ir.DataType.INT4, shape=shape)
-        else:
-            weight = b.weight(f"{path}/weight", values)
-        scale = b.weight(f"{path}/scale", scales)
-        return b.op("DequantizeLinear", [weight, scale], path, axis=0, block_size=self._block_size)
+        b = self._builder
+        if how.block_size is None:
+            scales, zeros = scales[0], zeros[0]
+        grid = {"axis": 1} if how.block_size is None else {"axis": 0, "block_size": how.block_size}
+        operands = [self._codes(f"{path}/weight", values, how), b.weight(f"{path}/scale", scales)]
+        if zeros.any():
+            operands.append(self._codes(f"{path}/zero_point", zeros, how))
+        return b.op("DequantizeLinear", operands, path, output=None, **grid)
+
+    def _part(self, name: str, shape: tuple[int, int], how: Quantization) -> Quantized:
+        if self._packed and name in self._packed:
+            return self._packed.read(name, shape)
+        return quantize(self._checkpoint.get(name, shape), how)
+
+    def _codes(self, name: str, codes: NDArray[np.int8], how: Quantization) -> ir.Value:
+        if how.bits == 8:
+            return self._builder.weight(name, codes)
+        return self._builder.weight(name, pack_int4(codes), dtype=ir.DataType.INT4, shape=codes.shape)

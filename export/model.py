@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from safecode_trt.export.probes import Probe
 from safecode_trt.export.quiet import quiet
-from safecode_trt.models import ModelSpec
+from safecode_trt.models import Features, ModelSpec
 
 __all__ = ["TransformersModel"]
 
@@ -32,17 +32,26 @@ class TransformersModel:
         self._model = model.eval()
 
     @torch.no_grad()
-    def features(self, probe: Probe) -> NDArray[np.float32]:
-        """Image features (tokens, E) of the probe's picture."""
-        found: Tensor = self._family.image_features(self._model, self._inputs(probe, ()))
-        return found.float().numpy()
+    def features(self, probe: Probe) -> Features:
+        """What the vision encoder says of the probe's picture."""
+        found: Tensor | Mapping[str, Tensor] = self._family.image_features(
+            self._model, self._inputs(probe, ())
+        )
+        named = {"image_features": found} if isinstance(found, Tensor) else found
+        return {name: x.float().numpy() for name, x in named.items()}
 
     @torch.no_grad()
     def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:
-        """The greedy reply up to its end token, at most `count` tokens."""
+        """The greedy reply up to its end token, at most `count` tokens.
+
+        An image token, which random weights may answer, is an end too: no picture belongs to it.
+        """
         inputs = self._inputs(probe, ())
         settings = GenerationConfig(
-            do_sample=False, max_new_tokens=count, eos_token_id=list(ends), pad_token_id=ends[0]
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=[*ends, self._spec.image_token_id],
+            pad_token_id=ends[0],
         )
         with quiet():
             found = self._model.generate(**inputs, generation_config=settings)

@@ -21,6 +21,7 @@ __all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_
 REQUIRED = ("config.json", "tokenizer.json", "preprocessor_config.json")
 OPTIONAL = (
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "processor_config.json",
     "tokenizer_config.json",
@@ -58,21 +59,23 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
     )
 
 
-def copy_settings(folder: Path, target: Path) -> None:
-    """Copies the checkpoint's tokenizer and settings unchanged.
+def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
+    """Copies the checkpoint's tokenizers and settings unchanged.
 
     Raises:
         CheckpointError: one that the runtime cannot do without is missing.
     """
-    for name in (*REQUIRED, *OPTIONAL):
+    required = (*REQUIRED, *([spec.words_tokenizer] if spec.words_tokenizer else []))
+    for name in (*required, *OPTIONAL):
         if (folder / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, target / name)
-        elif name in REQUIRED:
+        elif name in required:
             raise CheckpointError(f"{folder / name} is missing; the bundle needs it")
 
 
 def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
-    """Token ids by generation_config.json, else config.json, else its text_config.
+    """Token ids by generation_config.json, else config.json, else its text_config; and the family's own ends.
 
     Raises:
         CheckpointError: no file names a token that ends an answer, or an id is not in the vocabulary.
@@ -84,6 +87,7 @@ def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
     if ends is None:
         raise CheckpointError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else (ends,)
+    ends += tuple(token for token in spec.end_token_ids if token not in ends)
     pad = _first(sources, "pad_token_id")
     for token in (*ends, spec.image_token_id, *(() if pad is None else (pad,))):
         if not isinstance(token, int) or not 0 <= token < spec.text.vocab_size:

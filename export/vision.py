@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from safecode_trt.contract import GraphSpec, Precision
+from safecode_trt.contract import GraphSpec, VisionPrecision
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.quiet import quiet
+from safecode_trt.export.vision_quantize import shrink_weights
+from safecode_trt.manifest import Quantization
 from safecode_trt.models import ModelSpec
 from safecode_trt.runtime.image import noise_views, normalise
 
@@ -31,11 +33,12 @@ MOST = 1 << 16
 
 
 def write_vision_encoder(
-    checkpoint: Checkpoint, spec: ModelSpec, graph: GraphSpec, path: Path, *, precision: Precision
-) -> None:
+    checkpoint: Checkpoint, spec: ModelSpec, graph: GraphSpec, path: Path, *, precision: VisionPrecision
+) -> Mapping[str, Quantization]:
     """Traces the encoder and writes it to `path`, its weights beside it to `path` + ".data".
 
-    `graph` is `ModelSpec.vision_graph`. Quantised precisions keep this graph in float32.
+    `graph` is `ModelSpec.vision_graph`, with the type of the activations; `precision` is that of the weights.
+    Returns how each quantised weight was quantised.
 
     Raises:
         CheckpointError: a tensor is missing or wrong, or the traced graph is not that of the contract.
@@ -45,7 +48,8 @@ def write_vision_encoder(
 
     family = importlib.import_module(f"safecode_trt.export.families.{spec.model_type}")
     module: nn.Module = family.vision_encoder(checkpoint.folder, checkpoint)
-    dtype = torch.float16 if precision == "fp16" else torch.float32
+    half = any(tensor.dtype == "float16" for tensor in graph.inputs)
+    dtype = torch.float16 if half else torch.float32
     example = _example(spec)
     dims = {
         axis: torch.export.Dim(axis, min=1, max=MOST)
@@ -71,7 +75,9 @@ def write_vision_encoder(
         )
     model = cast(Any, program).model
     _check(model, graph)
+    quantization = shrink_weights(model, precision)
     ir.save(model, path, external_data=path.name + ".data", alignment=4096, align_threshold=4096)
+    return quantization
 
 
 def _example(spec: ModelSpec) -> Mapping[str, Any]:

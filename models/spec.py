@@ -12,6 +12,7 @@ import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import GraphSpec, TensorSpec
-from safecode_trt.errors import CheckpointError
+from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -31,11 +32,29 @@ Features = Mapping[str, Floats]
 """What the vision encoder says of a picture, by name; axis 0 counts positions, and pictures are joined on it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossAttention:
+    """Gated layers that look at the pictures, one in front of every `interval`-th layer of the decoder.
+
+    Layer j finds its keys and values in the row inputs `cross_key.{j}` and `cross_value.{j}` (C, S, H, D); the
+    token inputs `cross_attention_bias` (C, T, S) and `cross_attention_gate` (C, T, 1) say who sees what. `layer`
+    holds {j} for its index in the checkpoint, `gate_shape` is that of its two gates, and with `qk_norm` its
+    queries are normalised.
+    """
+
+    interval: int
+    layer: str
+    gate_shape: tuple[int, ...]
+    qk_norm: bool
+
+
 class ModelSpec(ABC):
     """What the exporter and the runtime must know of a family; one subclass per model_type.
 
     `renames` turn the beginnings of tensor names, as older checkpoints have them, into those that `weights` and
-    the family's vision encoder use. `chat_template` stands in for a checkpoint without one.
+    the family's vision encoder use. `joins` name tensors that the checkpoint has in several parts, which follow
+    one another on axis 0. `chat_template` stands in for a checkpoint without one, and `end_token_ids` end an
+    answer beside those that the checkpoint's settings name.
     """
 
     model_type: str
@@ -47,9 +66,20 @@ class ModelSpec(ABC):
     rescale_factor: float
     resample: int
     renames: tuple[tuple[str, str], ...] = ()
+    joins: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cross_attention: CrossAttention | None = None
+    end_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
-    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder.
+    # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
+    # many tokens it takes.
     words_tokenizer: str | None = None
+    max_words: int | None = None
+    # The most tiles that a picture is cut into; None is the checkpoint's own limit.
+    max_tiles: int | None = None
+    # How many pictures a prompt can show, None for any number.
+    max_pictures: int | None = None
+    # Whether the image tokens stand in front of the whole prompt, even of a first token that the tokenizer adds.
+    pictures_first: bool = False
 
     @abstractmethod
     def layout(self, width: int, height: int) -> Layout:
@@ -58,6 +88,16 @@ class ModelSpec(ABC):
         Raises:
             PictureError: the family has no layout for such a picture.
         """
+
+    def with_max_tiles(self, max_tiles: int) -> ModelSpec:
+        """This spec with at most so many tiles to a picture, beside the whole; 0 leaves only the whole.
+
+        Families that cut pictures return a copy with another `max_tiles`, which their layouts keep to.
+
+        Raises:
+            ConfigError: the family does not cut pictures.
+        """
+        raise ConfigError(f"{self.model_type} does not cut pictures into tiles; leave max_tiles unset")
 
     @property
     @abstractmethod
@@ -99,7 +139,10 @@ class ModelSpec(ABC):
         return {name: np.resize(x, (layout.tokens, *x.shape[1:])) for name, x in features.items()}
 
     def decoder_inputs(self, dtype: str) -> tuple[TensorSpec, ...]:
-        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row."""
+        """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row.
+
+        A token input `deepstack.{i}` (C, T, E) is added to the hidden state behind layer i.
+        """
         return ()
 
     def positions(self, token_ids: NDArray[np.int64], layouts: Sequence[Layout]) -> NDArray[np.int64]:
@@ -133,14 +176,15 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "rope", "spec", "text"}))
+    return tuple(sorted(set(files) - {"layout", "patches", "rope", "spec", "text", "tower"}))
 
 
-def load_spec(folder: Path) -> ModelSpec:
-    """The spec of the checkpoint or bundle in `folder`.
+def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
+    """The spec of the checkpoint or bundle in `folder`; a bundle's manifest says its `max_tiles`.
 
     Raises:
         CheckpointError: the folder has no usable config.json, or its model_type is unknown.
+        ConfigError: `max_tiles` is given, and the family does not cut pictures.
     """
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
@@ -148,4 +192,5 @@ def load_spec(folder: Path) -> ModelSpec:
     if not isinstance(model_type, str) or not re.fullmatch(r"\w+", model_type) or model_type not in known:
         raise CheckpointError(f"model_type {model_type!r} is not supported; known: {', '.join(known)}")
     module = importlib.import_module(f"safecode_trt.models.{model_type}")
-    return cast(ModelSpec, module.load(folder, config))
+    spec = cast(ModelSpec, module.load(folder, config))
+    return spec if max_tiles is None else spec.with_max_tiles(max_tiles)

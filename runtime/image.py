@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from safecode_trt.errors import PictureError
-from safecode_trt.models import Layout, ModelSpec, Size
+from safecode_trt.models import Layout, ModelSpec
+from safecode_trt.models.layout import MAX_PIXELS, Frame, Size
 
 __all__ = [
     "MAX_PIXELS",
@@ -27,7 +28,6 @@ __all__ = [
 
 Pixels = NDArray[np.float32]
 PictureSource = str | Path | bytes | Image.Image
-MAX_PIXELS = 100_000_000
 
 
 def open_picture(source: PictureSource) -> Image.Image:
@@ -58,14 +58,16 @@ def open_picture(source: PictureSource) -> Image.Image:
 def picture_views(image: Image.Image, layout: Layout, resample: int) -> list[Pixels]:
     """The layout's views of a picture, each (height, width, 3) in [0, 1]."""
     how = Image.Resampling(resample)
-    resized: dict[tuple[Size, ...], Image.Image] = {(): image}
+    made: dict[tuple[Frame | Size | None, ...], Image.Image] = {}
     views = []
     for view in layout.views:
-        for done in range(1, len(view.resizes) + 1):
-            steps = view.resizes[:done]
-            if steps not in resized:
-                resized[steps] = resized[steps[:-1]].resize(steps[-1], how)
-        seen = resized[view.resizes] if view.box is None else resized[view.resizes].crop(view.box)
+        steps = (view.frame, *view.resizes)
+        if steps[:1] not in made:
+            made[steps[:1]] = image if view.frame is None else _framed(image, view.frame)
+        for done, size in enumerate(view.resizes, 1):
+            if steps[: done + 1] not in made:
+                made[steps[: done + 1]] = made[steps[:done]].resize(size, how)
+        seen = made[steps] if view.box is None else made[steps].crop(view.box)
         views.append(np.asarray(seen, dtype=np.uint8).astype(np.float32) / np.float32(255))
     return views
 
@@ -95,6 +97,12 @@ def normalise(views: Sequence[Pixels], spec: ModelSpec) -> list[Pixels]:
     mean, std = np.array(spec.image_mean, np.float32), np.array(spec.image_std, np.float32)
     scale = np.float32(255 * spec.rescale_factor)
     return [np.ascontiguousarray(((view * scale - mean) / std).transpose(2, 0, 1)) for view in views]
+
+
+def _framed(image: Image.Image, frame: Frame) -> Image.Image:
+    framed = Image.new("RGB", frame.size, frame.colour)
+    framed.paste(image, (-frame.box[0], -frame.box[1]))
+    return framed
 
 
 def _stream(source: str | Path | bytes) -> str | Path | BytesIO:

@@ -6,21 +6,21 @@ tokenised. All other text is tokenised exactly as transformers does it.
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from safecode_trt.errors import BundleError, PromptError
 from safecode_trt.models import Layout, ModelSpec
+from safecode_trt.runtime.pieces import PieceReader
+from safecode_trt.runtime.template import read_settings, read_template
 
 __all__ = ["Message", "PromptBuilder"]
 
@@ -44,12 +44,14 @@ class PromptBuilder:
         self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
         words = spec.words_tokenizer
         self._words = _read_tokenizer(folder / words) if words else None
-        settings = _read_settings(folder / "tokenizer_config.json")
-        self._template = _compile(folder, settings, spec.chat_template)
+        self.pieces = PieceReader(self.tokenizer)
+        settings = read_settings(folder / "tokenizer_config.json")
+        self._template = read_template(folder, settings, spec.chat_template)
         self._variables = {
             name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
         }
-        added = self.tokenizer.get_added_tokens_decoder().values()
+        readers = [self.tokenizer, *([self._words] if self._words else [])]
+        added = [token for reader in readers for token in reader.get_added_tokens_decoder().values()]
         self._controls = tuple(sorted({token.content for token in added if token.content}))
 
     def encode(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> NDArray[np.int64]:
@@ -65,33 +67,46 @@ class PromptBuilder:
                 raise PromptError(
                     f"the text has {len(message.text)} characters; at most {MAX_CHARACTERS} are accepted"
                 )
-        cut = f"\ue000{secrets.token_hex(8)}\ue000"
+        cut = _new_cut()
         text = self._render(messages, cut)
         pieces = text.split(self._spec.image_placeholder)
         if len(pieces) - 1 != len(layouts):
             raise PromptError(
                 f"the prompt has places for {len(pieces) - 1} pictures, but {len(layouts)} were given"
             )
-        text = pieces[0] + "".join(
-            self._spec.image_text(layout) + piece for layout, piece in zip(layouts, pieces[1:], strict=True)
-        )
+        shown: list[int] = []
+        if self._spec.pictures_first:
+            shown = [self._spec.image_token_id] * sum(layout.tokens for layout in layouts)
+            text = "".join(pieces)
+        else:
+            text = pieces[0] + "".join(
+                self._spec.image_text(layout) + piece
+                for layout, piece in zip(layouts, pieces[1:], strict=True)
+            )
         # A template that writes the first token itself must not get it twice.
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
-        parts = [self.tokenizer.encode(first, add_special_tokens=not bare).ids]
-        parts += [self.tokenizer.encode(part, add_special_tokens=False).ids for part in rest]
+        parts = [shown, self.tokenizer.encode(first, add_special_tokens=not bare).ids]
+        parts += [self.pieces.encode(part) for part in rest]
         return np.array([token for part in parts for token in part], dtype=np.int64)
 
     def words(self, messages: Sequence[Message]) -> NDArray[np.int64]:
         """The conversation (n,) in the words that the vision encoder reads, without pictures.
 
         Raises:
-            PromptError: the template refuses the messages.
+            PromptError: the template refuses the messages, or they are more than the vision encoder can read.
         """
         if self._words is None:
             raise PromptError("the vision encoder of this family reads no words")
-        text = self._render(messages, "").replace(self._spec.image_placeholder, "")
-        return np.array(self._words.encode(text).ids, dtype=np.int64)
+        cut = _new_cut()
+        text = self._render(messages, cut).replace(self._spec.image_placeholder, "")
+        # The parts are tokenised one by one, and the first and last tokens of the whole put around them.
+        found = self._words.encode(text.split(cut), is_pretokenized=True).ids
+        if (most := self._spec.max_words) is not None and len(found) > most:
+            raise PromptError(
+                f"the request has {len(found)} tokens, but the vision encoder reads at most {most}; shorten it"
+            )
+        return np.array(found, dtype=np.int64)
 
     def _render(self, messages: Sequence[Message], cut: str) -> str:
         turns = [
@@ -124,38 +139,20 @@ class PromptBuilder:
         return text
 
 
+def _new_cut() -> str:
+    """A mark that no text holds."""
+    return f"\ue000{secrets.token_hex(8)}\ue000"
+
+
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(f"{path} cannot be read: {error}") from error
-
-
-def _read_settings(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}") from error
-    return settings if isinstance(settings, dict) else {}
-
-
-def _compile(folder: Path, settings: Mapping[str, Any], default: str | None) -> jinja2.Template:
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else settings.get("chat_template", default)
-    if not isinstance(source, str):
-        raise BundleError(f"{folder} has no chat_template.jinja; expected the template of an instruct model")
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise BundleError(f"{folder}: the chat template is broken: {error}") from error
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
+    # The file may keep the lengths of the last training batch; transformers does not obey them either.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _content(token: object) -> str:

@@ -82,15 +82,22 @@ def prepare(
     """Plans a reply.
 
     Raises:
-        PromptError: the messages cannot become a prompt.
+        PromptError: the messages cannot become a prompt, or show more pictures than the model takes.
         CapacityError: the prompt and one new token do not fit into `capacity` positions.
     """
+    if spec.max_pictures is not None and len(images) > spec.max_pictures:
+        raise PromptError(
+            f"{len(images)} pictures were given, but {spec.model_type} takes at most {spec.max_pictures}; "
+            "ask about them one by one"
+        )
     layouts = tuple(spec.layout(image.width, image.height) for image in images)
     asked: dict[Prompt, Sequence[Message]] = {"request": messages}
     if any(context.prompt == "judge" for context in plan.contexts):
         asked["judge"] = judge_messages(messages, plan.judge_template)
     tokens = {prompt: prompts.encode(turns, layouts) for prompt, turns in asked.items()}
-    words = {prompt: prompts.words(turns) for prompt, turns in asked.items()} if spec.words_tokenizer else {}
+    # Without a picture nobody reads the words.
+    reads = spec.words_tokenizer is not None and bool(images)
+    words = {prompt: prompts.words(turns) for prompt, turns in asked.items()} if reads else {}
     positions = {prompt: spec.positions(token_ids, layouts) for prompt, token_ids in tokens.items()}
     keys, prefixes, prefix_keys = [], {}, {}
     for row, context in enumerate(plan.contexts):

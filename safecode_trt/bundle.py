@@ -97,16 +97,30 @@ def _read_manifest(folder: Path) -> Manifest:
             raise BundleError(
                 f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
             )
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: schema version {version} is older than {SCHEMA_VERSION}; export it again"
+            )
         manifest = loads(Manifest, text, BUNDLE_JSON)
     except (ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path} is not a bundle manifest: {error}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise BundleError(f"{path}: schema version {manifest.schema_version}, expected {SCHEMA_VERSION}")
-    if manifest.graphs.get(DECODER) != decoder_graph(manifest.geometry, manifest.precision):
+    if not _keeps_the_contract(manifest):
         raise BundleError(
             f"{path}: the decoder's inputs and outputs are not those of the contract; export again"
         )
     return manifest
+
+
+def _keeps_the_contract(manifest: Manifest) -> bool:
+    """Whether the decoder has the contract's inputs and outputs; which others a family has, its spec knows."""
+    decoder = manifest.graphs.get(DECODER)
+    if decoder is None:
+        return False
+    contract = decoder_graph(manifest.geometry, manifest.precision)
+    others = tuple(
+        tensor for tensor in decoder.inputs if tensor.name not in {t.name for t in contract.inputs}
+    )
+    return decoder == decoder_graph(manifest.geometry, manifest.precision, others)
 
 
 def _sha256(path: Path) -> str:

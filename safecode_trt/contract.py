@@ -1,7 +1,8 @@
 """The input/output table of every graph: what `export` promises and what `runtime` checks.
 
 One alphabet everywhere: C contexts, T new tokens, CAP positions that the cache has room for now, L layers,
-H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures).
+H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures), S positions
+of pictures that cross attention looks at.
 """
 
 from __future__ import annotations
@@ -12,18 +13,28 @@ from typing import Literal
 __all__ = [
     "ACTIVATION_DTYPE",
     "ATTENTION_FORMS",
+    "HEAD_PRECISIONS",
+    "MASKED",
     "PRECISIONS",
+    "VISION_DTYPE",
+    "VISION_PRECISIONS",
     "AttentionForm",
     "Geometry",
     "GraphSpec",
+    "HeadPrecision",
     "Precision",
     "TensorSpec",
+    "VisionPrecision",
     "decoder_graph",
     "square_vision_graph",
 ]
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+HeadPrecision = Literal["int8", "int4"]
+HEAD_PRECISIONS: tuple[HeadPrecision, ...] = ("int8", "int4")
+VisionPrecision = Literal["fp32", "fp16", "int8"]
+VISION_PRECISIONS: tuple[VisionPrecision, ...] = ("fp32", "fp16", "int8")
 AttentionForm = Literal["portable", "decomposed"]
 ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
 
@@ -31,9 +42,15 @@ ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
 ACTIVATION_DTYPE: dict[str, str] = {
     "fp32": "float32",
     "fp16": "float16",
+    "bf16": "bfloat16",
     "int8": "float32",
     "int4": "float32",
 }
+# Beside a bf16 decoder float32: numpy has no bfloat16, and the vision encoder then runs on the CPU too.
+VISION_DTYPE: dict[str, str] = {name: "float16" if name == "fp16" else "float32" for name in PRECISIONS}
+# What a mask has where nothing is to be seen. Far below any score, and still finite in float16: a softmax weight of
+# exactly 0 without infinities.
+MASKED = -30000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

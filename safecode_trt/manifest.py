@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Literal
 
 from safecode_trt.config import SafeCodeConfig
-from safecode_trt.contract import AttentionForm, Geometry, GraphSpec, Precision
+from safecode_trt.contract import AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
 
 __all__ = [
@@ -20,13 +21,15 @@ __all__ = [
     "FileEntry",
     "GraphParity",
     "Manifest",
+    "Method",
     "Parity",
+    "Quantization",
     "SafeCodeDefaults",
     "SpecialTokens",
     "check_relative",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
@@ -71,6 +74,24 @@ class SafeCodeDefaults:
     reference_sigma: float = 1.0
 
 
+Method = Literal["round-to-nearest", "scale-search", "gptq", "awq"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How a weight is stored as codes of `bits`, with a scale for every `block_size` inputs of an output.
+
+    `block_size` None means one scale for an output. Symmetric codes have no zero points. `error` is the L2
+    norm of what was lost over that of the weight; None where the checkpoint was quantised already.
+    """
+
+    bits: Literal[4, 8]
+    block_size: int | None
+    symmetric: bool = True
+    method: Method = "round-to-nearest"
+    error: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphParity:
     """How far a graph's outputs are from transformers' on the same inputs."""
@@ -97,20 +118,26 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """bundle.json. `parity` is None when the export was told not to verify."""
+    """bundle.json. `parity` is None when the export was told not to verify.
+
+    `precision` is the decoder's. `quantization` has the tensors that are stored as codes, by the checkpoint's
+    name in the decoder and by the graph's in the vision encoder. `max_tiles` is None for the checkpoint's own limit.
+    """
 
     model_type: str
     precision: Precision
+    vision_precision: VisionPrecision
     attention: AttentionForm
     geometry: Geometry
     graphs: Mapping[str, GraphSpec]
     special_tokens: SpecialTokens
     safecode: SafeCodeDefaults
     parity: Parity | None
-    quantization_error: Mapping[str, float]
+    quantization: Mapping[str, Quantization]
     tools: Mapping[str, str]
     source_sha256: str
     files: Mapping[str, FileEntry]
+    max_tiles: int | None = None
     schema_version: int = SCHEMA_VERSION
     engines: tuple[Mapping[str, object], ...] = field(default=())
 

@@ -64,6 +64,7 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
     manifest = Manifest(
         model_type=spec.model_type,
         precision="fp32",
+        vision_precision="fp32",
         attention="portable",
         geometry=geometry,
         graphs={
@@ -81,7 +82,7 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
             settings=SafeCodeConfig(reference="cached", contrast="vcd", alpha=1.0, beta=0.03, shift_steps=1),
         ),
         parity=None,
-        quantization_error={},
+        quantization={},
         tools={},
         source_sha256="0" * 64,
         files={

@@ -117,8 +117,10 @@ def test_a_newer_schema_is_named_before_its_keys(folder: Path) -> None:
 
 
 def test_an_older_schema(folder: Path) -> None:
-    edit(folder, lambda manifest: manifest.update(schema_version=0))
-    with pytest.raises(BundleError, match=f"schema version 0, expected {SCHEMA_VERSION}"):
+    edit(folder, lambda manifest: manifest.update(schema_version=0, novelty=1))
+    with pytest.raises(
+        BundleError, match=f"schema version 0 is older than {SCHEMA_VERSION}; export it again"
+    ):
         Bundle.open(folder)
 
 
@@ -202,6 +204,15 @@ def test_a_decoder_that_breaks_the_contract(folder: Path) -> None:
     with pytest.raises(BundleError, match="not those of the contract"):
         Bundle.open(folder)
     edit(folder, lambda manifest: manifest["graphs"].pop(DECODER))
+    with pytest.raises(BundleError, match="not those of the contract"):
+        Bundle.open(folder)
+
+
+def test_a_family_may_have_inputs_of_its_own(folder: Path) -> None:
+    own = {"name": "own", "dtype": "float32", "shape": ["C", "T", 1]}
+    edit(folder, lambda manifest: manifest["graphs"][DECODER]["inputs"].insert(6, own))
+    assert Bundle.open(folder).manifest.graphs[DECODER].inputs[6].name == "own"
+    edit(folder, lambda manifest: manifest["graphs"][DECODER]["inputs"].insert(0, own))
     with pytest.raises(BundleError, match="not those of the contract"):
         Bundle.open(folder)
 

@@ -193,7 +193,8 @@ def test_a_comparison_that_fails_says_by_how_much() -> None:
         ({"precision": "int2"}, "precision must be one of"),
         ({"attention": "flash"}, "attention must be one of"),
         ({"context_length": 0}, "context_length must be at least 1"),
-        ({"block_size": 48}, "block_size must be a power of two"),
+        ({"vision_precision": "int4"}, "vision_precision must be one of"),
+        ({"precision": "fp16", "vision_precision": "fp32"}, "fp32 needs float32 activations"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:

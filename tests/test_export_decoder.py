@@ -30,7 +30,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 
 from safecode_trt.export.checkpoint import Checkpoint  # noqa: E402
-from safecode_trt.export.config import ExportConfig  # noqa: E402
+from safecode_trt.export.config import ExportConfig, WeightConfig  # noqa: E402
 from safecode_trt.export.decoder import write_decoder  # noqa: E402
 from safecode_trt.export.package import geometry as geometry_of  # noqa: E402
 
@@ -94,6 +94,8 @@ def expected(tiny_checkpoint: Path) -> tuple[np.ndarray, list[int]]:
 
 every_form = pytest.mark.parametrize("attention", ATTENTION_FORMS)
 every_precision = pytest.mark.parametrize("precision", PRECISIONS)
+# ONNX Runtime has no bfloat16 on the CPU.
+every_runnable_precision = pytest.mark.parametrize("precision", [p for p in PRECISIONS if p != "bf16"])
 
 
 @every_form
@@ -149,7 +151,7 @@ def test_ragged_rows_equal_single_rows(
             assert np.allclose(got[row], want[0], atol=1e-4)
 
 
-@every_precision
+@every_runnable_precision
 def test_both_forms_have_the_same_numbers(
     graph: Graph, geometry: Geometry, builder: FeedBuilder, precision: Precision
 ) -> None:
@@ -225,11 +227,18 @@ def test_sharded_and_single_checkpoints_make_the_same_decoder(
 def test_quantisation_errors_are_reported(
     tiny_checkpoint: Path, spec: ModelSpec, geometry: Geometry, tmp_path: Path
 ) -> None:
-    errors = write_decoder(
-        Checkpoint(tiny_checkpoint), spec, geometry, tmp_path / "decoder.onnx", precision="int4"
+    found = dict(
+        write_decoder(
+            Checkpoint(tiny_checkpoint), spec, geometry, tmp_path / "decoder.onnx", precision="int4"
+        )
     )
-    assert len(errors) == 7 * geometry.num_hidden_layers + 1
-    assert all(0.003 < error < 0.15 for error in errors.values())
+    assert len(found) == 7 * geometry.num_hidden_layers + 1
+    assert all(how.error is not None and 0.003 < how.error < 0.15 for how in found.values())
+    head = found.pop(spec.weights.embed_tokens)
+    assert (head.bits, head.block_size) == (8, 32)
+    assert {(how.bits, how.block_size, how.symmetric, how.method) for how in found.values()} == {
+        (4, 32, True, "round-to-nearest")
+    }
 
 
 def test_block_size_must_divide_the_sizes(
@@ -242,7 +251,7 @@ def test_block_size_must_divide_the_sizes(
             geometry,
             tmp_path / "decoder.onnx",
             precision="int4",
-            block_size=128,
+            weights=WeightConfig(block_size=128),
         )
 
 
@@ -274,12 +283,19 @@ print(sorted({"torch", "transformers", "onnxscript"} & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
-# TensorRT has no fused attention in float32, and only fp16 has float16 activations; so the others need the
+# TensorRT has no fused attention in float32, the type of quantised decoders' activations; so these need the
 # decomposed form there.
 @pytest.mark.trt
 @pytest.mark.parametrize(
     ("precision", "attention"),
-    [("fp16", "portable"), ("fp16", "decomposed"), ("int8", "decomposed"), ("int4", "decomposed")],
+    [
+        ("fp16", "portable"),
+        ("bf16", "portable"),
+        ("fp16", "decomposed"),
+        ("bf16", "decomposed"),
+        ("int8", "decomposed"),
+        ("int4", "decomposed"),
+    ],
 )
 def test_tensorrt_rtx_builds_the_graph(
     graph: Graph, geometry: Geometry, precision: Precision, attention: AttentionForm

@@ -13,6 +13,7 @@ from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import load_spec
 from safecode_trt.policy.safecode import SafeCodePolicy
 from safecode_trt.runtime.prompt import PromptBuilder
+from tests.test_prompt_pieces import sentencepiece
 
 
 @pytest.fixture
@@ -65,6 +66,29 @@ def test_the_checkpoint_may_bring_its_own(folder: Path) -> None:
 def test_half_a_word_is_no_refusal_token(folder: Path) -> None:
     found = defaults(folder, refusal_phrases=[" Yes indeed"])
     assert tokens(folder, found.refusal_token_ids) == [" Yes"], "bare Yes would begin with the letter Y"
+
+
+@pytest.mark.parametrize("kind", ["prepend", "first", "always"])
+@pytest.mark.parametrize(
+    ("opening", "words"),
+    [
+        ("A:", {"\u2581Yes", "\u2581No"}),
+        ("A:\n", {"Yes", "No"}),
+        ("A: ", {"Yes", "No"}),
+        ("</s>", {"Yes", "No"}),
+    ],
+)
+def test_the_answers_follow_the_opening(folder: Path, kind: str, opening: str, words: set[str]) -> None:
+    """A tokenizer of SentencePiece's kind; two of its forms begin anew behind a control token."""
+    described = sentencepiece(kind, "\u2581Yes", "\u2581No", "Yes", "No")
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    (folder / "chat_template.jinja").write_text(f"{{{{ messages[0]['content'][-1]['text'] + {opening!r} }}}}")
+    tokenizer = PromptBuilder(folder, load_spec(folder)).tokenizer
+    found = defaults(folder, refusal_phrases=[" Yes indeed"])
+    if opening == "</s>" and kind != "first":
+        words = {"\u2581Yes", "\u2581No"}
+    assert {tokenizer.id_to_token(token) for token in (found.safe_token_id, found.unsafe_token_id)} == words
+    assert [tokenizer.id_to_token(token) for token in found.refusal_token_ids] == ["\u2581Yes"]
 
 
 VERDICT = {"safe": " safe", "unsafe": " unsafe"}

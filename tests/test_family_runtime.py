@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.errors import PromptError
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Context, Plan
 from safecode_trt.runtime import Engine, Message
@@ -122,6 +123,10 @@ def test_no_picture_and_turns(engine: Engine) -> None:
 
 def test_several_pictures(engine: Engine) -> None:
     other = PICTURE.rotate(90, expand=True)
+    if engine.spec.max_pictures == 1:
+        with pytest.raises(PromptError, match=r"2 pictures were given, but \w+ takes at most 1"):
+            engine.stream(REQUEST, image=[PICTURE, other])
+        return
     first = engine.generate(REQUEST, image=[PICTURE, other], sampling=SHORT)
     second = engine.generate(REQUEST, image=[other, PICTURE], sampling=SHORT)
     assert len(first.token_ids) == len(second.token_ids) == 12

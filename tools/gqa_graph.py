@@ -51,6 +51,8 @@ def write_gqa_decoder(bundle: Bundle, path: Path) -> None:
     """
     if bundle.manifest.precision != "int4":
         raise ValueError(f"the comparison needs an int4 bundle, got {bundle.manifest.precision}")
+    if not all(how.symmetric for how in bundle.manifest.quantization.values()):
+        raise ValueError("the comparison needs symmetric weights, got zero points")
     ir.save(_Decoder(bundle).model(), path, external_data=path.name + ".data")
 
 

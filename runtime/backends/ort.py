@@ -57,21 +57,31 @@ def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
 
 
 class OrtSession:
-    """Implements `Session` for a bundle. `decoder_seconds` adds up the time inside ONNX Runtime's decoder."""
+    """Implements `Session` for a bundle. `decoder_seconds` adds up the time inside ONNX Runtime's decoder.
+
+    `decoder` False opens the vision encoder only, for pictures of a bundle whose decoder needs another backend.
+    """
 
     name = "ort-cpu"
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
-        manifest = bundle.manifest
+    def __init__(self, bundle: Bundle, *, threads: int = 0, decoder: bool = True) -> None:
+        manifest, bf16 = bundle.manifest, bundle.manifest.precision == "bf16"
+        if decoder and bf16:
+            raise BackendError(
+                f"{bundle.path} has a bf16 decoder, for which ONNX Runtime's CPU provider has no kernels; "
+                "run it on a GPU backend, or export it with another precision"
+            )
         self.geometry = manifest.geometry
-        self._dtype = np.dtype(ACTIVATION_DTYPE[manifest.precision])
+        # Of the pictures too; those of a bf16 bundle are float32.
+        self._dtype = np.dtype("float32" if bf16 else ACTIVATION_DTYPE[manifest.precision])
         # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
         self.decoder_seconds = 0.0
         self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)
-        self._decoder = open_graph(bundle.file(DECODER), threads=threads)
+        self._decoder: Any = open_graph(bundle.file(DECODER), threads=threads) if decoder else None
         self._bindings: WeakKeyDictionary[HostCache, _StepBindings] = WeakKeyDictionary()
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
-        _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
+        if decoder:
+            _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
         """The vision encoder's outputs; see `Session.encode`."""

@@ -9,7 +9,13 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.options import FOLDER
-from safecode_trt.contract import ATTENTION_FORMS, PRECISIONS
+from safecode_trt.contract import (
+    ATTENTION_FORMS,
+    HEAD_PRECISIONS,
+    PRECISIONS,
+    VISION_PRECISIONS,
+    HeadPrecision,
+)
 
 __all__ = ["command"]
 
@@ -17,7 +23,44 @@ __all__ = ["command"]
 @click.command("export", short_help="Make a bundle from a checkpoint.")
 @click.option("--model", type=FOLDER, required=True, help="Folder of a Hugging Face checkpoint.")
 @click.option("--output", type=FOLDER, required=True, help="Folder of the new bundle.")
-@click.option("--precision", type=click.Choice(PRECISIONS), default="int4", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="int4",
+    show_default=True,
+    help="bf16 runs on GPUs only and needs --no-verify.",
+)
+@click.option(
+    "--block-size",
+    metavar="[32|64|128|channel]",
+    help="Inputs of an output that share a scale: by default 32 in int4, and in int8 all, the channel.",
+)
+@click.option(
+    "--asymmetric", is_flag=True, help="Quantise with zero points; TensorRT takes symmetric weights only."
+)
+@click.option(
+    "--scale-search",
+    is_flag=True,
+    help="Search the int4 scales with the smallest squared error of the weights.",
+)
+@click.option(
+    "--lm-head",
+    type=click.Choice(HEAD_PRECISIONS),
+    default="int8",
+    show_default=True,
+    help="Precision of the logits' weight where the others are int4.",
+)
+@click.option(
+    "--vision-precision",
+    type=click.Choice(VISION_PRECISIONS),
+    help="Weights of the vision encoder: by default fp16 with --precision fp16, else fp32.",
+)
+@click.option(
+    "--max-tiles",
+    type=int,
+    metavar="N",
+    help="The most tiles of a picture, whose tokens fill the context; 0: only the whole.",
+)
 @click.option("--context-length", type=int, help="The most tokens of prompt and answer together.")
 @click.option(
     "--attention",
@@ -28,7 +71,16 @@ __all__ = ["command"]
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with transformers.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --output.")
-def command(model: Path, output: Path, overwrite: bool, **options: Any) -> None:
+def command(
+    model: Path,
+    output: Path,
+    overwrite: bool,
+    block_size: str | None,
+    asymmetric: bool,
+    scale_search: bool,
+    lm_head: HeadPrecision,
+    **options: Any,
+) -> None:
     """Make a bundle from a Hugging Face checkpoint folder.
 
     The bundle is written whole or not at all.
@@ -37,9 +89,16 @@ def command(model: Path, output: Path, overwrite: bool, **options: Any) -> None:
     Example:
       safecode-trt export --model models/demo --output build/demo-bundle --precision int4
     """
-    from safecode_trt.export import ExportConfig, export_bundle
+    from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
+    from safecode_trt.export.config import parse_block_size
 
-    config = ExportConfig(overwrite=overwrite, **options)
+    weights = WeightConfig(
+        block_size=parse_block_size(block_size),
+        asymmetric=asymmetric,
+        scale_search=scale_search,
+        lm_head=lm_head,
+    )
+    config = ExportConfig(overwrite=overwrite, weights=weights, **options)
     with console.progress() as progress:
         bundle = export_bundle(model, output, config=config, progress=progress)
     files = bundle.manifest.files.values()

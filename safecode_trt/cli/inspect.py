@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from safecode_trt.manifest import Manifest
+    from safecode_trt.manifest import Manifest, Quantization
 
 __all__ = ["command"]
 
@@ -66,11 +68,14 @@ def _facts(manifest: Manifest) -> Table:
     geometry, safecode = manifest.geometry, manifest.safecode
     facts = {
         "model type": manifest.model_type,
-        "weights": f"{manifest.precision}, {manifest.attention} attention",
+        "weights": f"{manifest.precision}, {manifest.attention} attention; "
+        f"vision encoder {manifest.vision_precision}",
+        "quantised": _quantization(manifest),
         "decoder": f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
         f"({geometry.num_key_value_heads} for keys and values) of {geometry.head_dim}, "
         f"hidden {geometry.hidden_size}, vocabulary {geometry.vocab_size}",
-        "context": f"{geometry.context_length} tokens, {geometry.image_seq_len} per picture",
+        "context": f"{geometry.context_length} tokens, {geometry.image_seq_len} per picture"
+        + ("" if manifest.max_tiles is None else f", at most {manifest.max_tiles} tiles beside it"),
         "safecode": ", ".join(f"{key} {value}" for key, value in to_dict(safecode.settings).items()),
         "refusals": " | ".join(safecode.refusal_phrases),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
@@ -80,6 +85,22 @@ def _facts(manifest: Manifest) -> Table:
     for name, value in facts.items():
         table.add_row(name, console.printable(value))
     return table
+
+
+def _quantization(manifest: Manifest) -> str:
+    """Which kinds of quantised tensors there are, how many of each, and what they lost."""
+    kinds: dict[Quantization, list[float]] = defaultdict(list)
+    for how in manifest.quantization.values():
+        kinds[replace(how, error=None)].append(float("nan") if how.error is None else how.error)
+    lines = []
+    for how, errors in kinds.items():
+        size = "one scale per output" if how.block_size is None else f"blocks of {how.block_size}"
+        codes = "symmetric" if how.symmetric else "asymmetric"
+        lost = sum(errors) / len(errors)
+        mean = "" if lost != lost else f", mean relative error {lost:.3g}"
+        count = "1 tensor" if len(errors) == 1 else f"{len(errors)} tensors"
+        lines.append(f"{count}: {how.bits} bits, {size}, {codes}, {how.method}{mean}")
+    return "\n".join(lines) or "nothing"
 
 
 def _graph_table(name: str, graph: GraphSpec) -> Table:

@@ -55,7 +55,8 @@ def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Pari
     from safecode_trt.models import load_spec
     from safecode_trt.runtime.backends import open_session
 
-    manifest, spec = bundle.manifest, load_spec(checkpoint)
+    manifest = bundle.manifest
+    spec = load_spec(checkpoint, max_tiles=manifest.max_tiles)
     if (found := Checkpoint(checkpoint).sha256()) != manifest.source_sha256:
         raise BundleError(
             f"{bundle.path} was made of a checkpoint with SHA-256 {manifest.source_sha256[:16]}..., "

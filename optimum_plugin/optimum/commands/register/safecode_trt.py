@@ -14,7 +14,7 @@ from typing import Any
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from safecode_trt.contract import ATTENTION_FORMS, PRECISIONS
+from safecode_trt.contract import ATTENTION_FORMS, HEAD_PRECISIONS, PRECISIONS, VISION_PRECISIONS
 
 __all__ = ["REGISTER_COMMANDS", "SafeCodeExportCommand"]
 
@@ -30,6 +30,12 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a checkpoint.")
         parser.add_argument("-o", "--output", type=Path, required=True, help="Folder of the new bundle.")
         parser.add_argument("--precision", choices=PRECISIONS, default="int4")
+        parser.add_argument("--block-size", help="Inputs that share a scale: 32, 64, 128 or channel.")
+        parser.add_argument("--asymmetric", action="store_true", help="Quantise with zero points.")
+        parser.add_argument("--scale-search", action="store_true", help="Search scales with the least error.")
+        parser.add_argument("--lm-head", choices=HEAD_PRECISIONS, default="int8")
+        parser.add_argument("--vision-precision", choices=VISION_PRECISIONS)
+        parser.add_argument("--max-tiles", type=int, help="The most tiles of a picture; 0: only the whole.")
         parser.add_argument(
             "--context-length", type=int, help="The most tokens of prompt and answer together."
         )
@@ -42,7 +48,8 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         """Exports; a failure is one line on stderr and exit code 1."""
         from safecode_trt.errors import SafeCodeError
-        from safecode_trt.export import ExportConfig, export_bundle
+        from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
+        from safecode_trt.export.config import parse_block_size
 
         arguments: Any = self.args
         try:
@@ -52,6 +59,14 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
                 attention=arguments.attention,
                 verify=arguments.verify,
                 overwrite=arguments.overwrite,
+                weights=WeightConfig(
+                    block_size=parse_block_size(arguments.block_size),
+                    asymmetric=arguments.asymmetric,
+                    scale_search=arguments.scale_search,
+                    lm_head=arguments.lm_head,
+                ),
+                vision_precision=arguments.vision_precision,
+                max_tiles=arguments.max_tiles,
             )
             bundle = export_bundle(arguments.model, arguments.output, config=config)
         except SafeCodeError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safecode_trt.bundle import Bundle, file_entry, new_bundle, write_manifest
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.contract import ACTIVATION_DTYPE, VISION_DTYPE, decoder_graph
+from safecode_trt.contract import activation_dtype, decoder_graph, vision_dtype
 from safecode_trt.errors import ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.config import ExportConfig, WeightConfig
@@ -50,10 +50,11 @@ def export_bundle(
         )
     spec = load_spec(model, max_tiles=config.max_tiles)
     geometry = package.geometry(spec, config)
-    precision, dtype = config.precision, ACTIVATION_DTYPE[config.precision]
+    precision, activations = config.precision, config.activation_precision
+    own = spec.decoder_inputs(activation_dtype(precision, activations))
     graphs = {
-        VISION_ENCODER: spec.vision_graph(VISION_DTYPE[precision]),
-        DECODER: decoder_graph(geometry, precision, spec.decoder_inputs(dtype)),
+        VISION_ENCODER: spec.vision_graph(vision_dtype(precision, activations)),
+        DECODER: decoder_graph(geometry, precision, own, activations=activations),
     }
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
     checkpoint = Checkpoint(model, spec.renames, spec.joins)
@@ -72,6 +73,7 @@ def export_bundle(
             precision=precision,
             attention=config.attention,
             weights=config.weights,
+            activations=activations,
             report=lambda done, total: report("decoder", done, total),
         )
         report("embeddings", 0, 1)
@@ -91,6 +93,7 @@ def export_bundle(
         manifest = Manifest(
             model_type=spec.model_type,
             precision=precision,
+            activations=activations,
             vision_precision=config.vision_weights,
             attention=config.attention,
             max_tiles=config.max_tiles,

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safecode_trt.contract import (
+    ACTIVATIONS,
     ATTENTION_FORMS,
     HEAD_PRECISIONS,
     PRECISIONS,
     VISION_PRECISIONS,
+    Activations,
     AttentionForm,
     HeadPrecision,
     Precision,
@@ -102,12 +104,14 @@ class ExportConfig:
     """How a checkpoint becomes a bundle.
 
     `context_length` is the most positions that prompt and answer take; None takes the model's own, at most 4096.
-    `vision_precision` is that of the vision encoder's weights; None takes fp16 beside an fp16 decoder, else fp32.
-    `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0 leaves only the whole
-    picture, and None takes the checkpoint's own limit.
+    `activations` is the type that int8 and int4 weights are multiplied in; None takes fp32, and the other precisions
+    have their own. `vision_precision` is that of the vision encoder's weights; None takes fp16 beside fp16
+    activations, else fp32. `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0
+    leaves only the whole picture, and None takes the checkpoint's own limit.
     """
 
     precision: Precision = "int4"
+    activations: Activations | None = None
     context_length: int | None = None
     attention: AttentionForm = "portable"
     verify: bool = True
@@ -131,11 +135,28 @@ class ExportConfig:
             raise ConfigError(
                 f"vision_precision must be one of {', '.join(VISION_PRECISIONS)}, got {self.vision_precision!r}"
             )
-        if self.precision == "fp16" and self.vision_precision == "fp32":
-            raise ConfigError("vision_precision fp32 needs float32 activations; precision fp16 has none")
+        quantised = self.precision in ("int8", "int4")
+        if self.activations not in (None, *ACTIVATIONS) and self.activations != self.precision:
+            raise ConfigError(
+                f"activations must be one of {', '.join(ACTIVATIONS)}, got {self.activations!r}"
+            )
+        if not quantised and self.activations not in (None, self.precision):
+            raise ConfigError(
+                f"precision {self.precision} has activations of its own; activations {self.activations} "
+                "needs precision int8 or int4"
+            )
+        if self.activation_precision == "fp16" and self.vision_precision == "fp32":
+            raise ConfigError("vision_precision fp32 needs activations in float32, and these are in float16")
         self.weights.quantization(self.precision)
+
+    @property
+    def activation_precision(self) -> Activations:
+        """The type of the decoder's activations."""
+        if self.precision == "int8" or self.precision == "int4":
+            return self.activations or "fp32"
+        return self.precision
 
     @property
     def vision_weights(self) -> VisionPrecision:
         """The precision of the vision encoder's weights."""
-        return self.vision_precision or ("fp16" if self.precision == "fp16" else "fp32")
+        return self.vision_precision or ("fp16" if self.activation_precision == "fp16" else "fp32")

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from safecode_trt.contract import ACTIVATION_DTYPE, AttentionForm, Geometry, Precision, decoder_graph
+from safecode_trt.contract import (
+    Activations,
+    AttentionForm,
+    Geometry,
+    Precision,
+    activation_dtype,
+    decoder_graph,
+)
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.attention import layer_form
 from safecode_trt.export.checkpoint import Checkpoint
@@ -38,6 +45,7 @@ def write_decoder(
     precision: Precision,
     attention: AttentionForm = "portable",
     weights: WeightConfig = WeightConfig(),
+    activations: Activations = "fp32",
     report: Report = lambda done, total: None,
 ) -> Mapping[str, Quantization]:
     """Writes the graph to `path` and its weights beside it, to `path` + ".data".
@@ -50,10 +58,10 @@ def write_decoder(
         ConfigError: the settings do not fit each other, or a size of the model is no multiple of the block size.
     """
     with WeightFile(path.with_name(path.name + ".data")) as file:
-        dtype = ACTIVATION_DTYPE[precision]
-        graph = decoder_graph(geometry, precision, spec.decoder_inputs(dtype))
+        dtype = activation_dtype(precision, activations)
+        graph = decoder_graph(geometry, precision, spec.decoder_inputs(dtype), activations=activations)
         builder = GraphBuilder(graph, file)
-        linear = LinearWriter(builder, checkpoint, precision, weights)
+        linear = LinearWriter(builder, checkpoint, precision, weights, dtype)
         form = layer_form(attention, builder, geometry, dtype)
         layers = LayerWriter(builder, checkpoint, spec.text, DTYPES[dtype].numpy(), form, linear)
         _Decoder(layers, spec.weights, spec.cross_attention, geometry).write(report)

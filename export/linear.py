@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from safecode_trt.contract import ACTIVATION_DTYPE, Precision
+from safecode_trt.contract import Precision
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.config import WeightConfig
@@ -36,10 +37,15 @@ class LinearWriter:
     """
 
     def __init__(
-        self, builder: GraphBuilder, checkpoint: Checkpoint, precision: Precision, config: WeightConfig
+        self,
+        builder: GraphBuilder,
+        checkpoint: Checkpoint,
+        precision: Precision,
+        config: WeightConfig,
+        dtype: str,
     ) -> None:
         self._builder, self._checkpoint = builder, checkpoint
-        self._dtype = DTYPES[ACTIVATION_DTYPE[precision]].numpy()
+        self._dtype = DTYPES[dtype].numpy()
         self._body, self._head = (config.quantization(precision, head=head) for head in (False, True))
         self._packed = Prequantized.of(checkpoint)
         if self._packed and precision != "int4":
@@ -84,7 +90,9 @@ class LinearWriter:
             with np.errstate(over="ignore"):
                 columns[...] = self._checkpoint.get(name, (outputs, inputs)).T
             if self._dtype == np.float16 and not np.isfinite(columns).all():
-                raise CheckpointError(f"tensor {name} has values beyond float16's range; use fp32 or int8")
+                raise CheckpointError(
+                    f"tensor {name} has values beyond float16's range; use fp32 activations"
+                )
             start += outputs
         return self._builder.weight(f"{path}/weight", weight)
 
@@ -113,10 +121,23 @@ class LinearWriter:
         if how.block_size is None:
             scales, zeros = scales[0], zeros[0]
         grid = {"axis": 1} if how.block_size is None else {"axis": 0, "block_size": how.block_size}
-        operands = [self._codes(f"{path}/weight", values, how), b.weight(f"{path}/scale", scales)]
+        operands = [
+            self._codes(f"{path}/weight", values, how),
+            b.weight(f"{path}/scale", self._narrow(scales, parts)),
+        ]
         if zeros.any():
             operands.append(self._codes(f"{path}/zero_point", zeros, how))
         return b.op("DequantizeLinear", operands, path, output=None, **grid)
+
+    def _narrow(self, scales: NDArray[np.float32], parts: Sequence[Part]) -> NDArray[Any]:
+        """The scales in the type of the activations, which is also that of what they restore."""
+        with np.errstate(over="ignore"):
+            narrow = scales.astype(self._dtype)
+        if not np.isfinite(narrow).all():
+            raise CheckpointError(
+                f"tensor {parts[0][0]} has values beyond float16's range; use fp32 activations"
+            )
+        return narrow
 
     def _part(self, name: str, shape: tuple[int, int], how: Quantization) -> Quantized:
         if self._packed and name in self._packed:

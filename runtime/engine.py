@@ -14,7 +14,7 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
-from safecode_trt.contract import ACTIVATION_DTYPE, decoder_graph
+from safecode_trt.contract import activation_dtype, decoder_graph
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE
 from safecode_trt.models import Features, ModelSpec, load_spec
@@ -191,8 +191,10 @@ class Engine:
 def _check_decoder(bundle: Bundle, spec: ModelSpec) -> None:
     """Holds the decoder's own inputs of a family against what the spec will feed."""
     manifest = bundle.manifest
-    own = spec.decoder_inputs(ACTIVATION_DTYPE[manifest.precision])
-    if manifest.graphs[DECODER] != decoder_graph(manifest.geometry, manifest.precision, own):
+    precision, activations = manifest.precision, manifest.activations
+    own = spec.decoder_inputs(activation_dtype(precision, activations))
+    expected = decoder_graph(manifest.geometry, precision, own, activations=activations)
+    if manifest.graphs[DECODER] != expected:
         raise BundleError(
             f"{bundle.path}: the decoder's inputs are not those of the family {spec.model_type}; export again"
         )

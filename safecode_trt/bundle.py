@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safecode_trt.contract import decoder_graph
 from safecode_trt.errors import BundleError
-from safecode_trt.manifest import BUNDLE_JSON, DECODER, SCHEMA_VERSION, FileEntry, Manifest
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, ENGINES, SCHEMA_VERSION, FileEntry, Manifest
 from safecode_trt.records import loads, to_dict
 
 __all__ = ["Bundle", "file_entry", "new_bundle", "write_manifest"]
@@ -65,13 +65,19 @@ class Bundle:
             if not _resolve(path).is_relative_to(root):
                 raise BundleError(f"{path} leads out of the bundle; expected a file inside {self.path}")
             if not path.is_file():
-                raise BundleError(f"{path} is missing; export the checkpoint again")
+                raise BundleError(f"{path} is missing; {_remedy(name)}")
             if (size := path.stat().st_size) != expected.bytes:
-                raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}; export again")
+                raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}; {_remedy(name)}")
             if check_hashes and (digest := _sha256(path)) != expected.sha256:
                 raise BundleError(
-                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; export again"
+                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; {_remedy(name)}"
                 )
+
+
+def _remedy(name: str) -> str:
+    if name.startswith(f"{ENGINES}/"):
+        return "run `safecode-trt build` again"
+    return "export the checkpoint again"
 
 
 def _resolve(path: Path) -> Path:
@@ -116,11 +122,10 @@ def _keeps_the_contract(manifest: Manifest) -> bool:
     decoder = manifest.graphs.get(DECODER)
     if decoder is None:
         return False
-    contract = decoder_graph(manifest.geometry, manifest.precision)
-    others = tuple(
-        tensor for tensor in decoder.inputs if tensor.name not in {t.name for t in contract.inputs}
-    )
-    return decoder == decoder_graph(manifest.geometry, manifest.precision, others)
+    geometry, precision, activations = manifest.geometry, manifest.precision, manifest.activations
+    contract = {t.name for t in decoder_graph(geometry, precision, activations=activations).inputs}
+    others = tuple(tensor for tensor in decoder.inputs if tensor.name not in contract)
+    return decoder == decoder_graph(geometry, precision, others, activations=activations)
 
 
 def _sha256(path: Path) -> str:

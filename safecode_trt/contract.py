@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "ACTIVATION_DTYPE",
+    "ACTIVATIONS",
     "ATTENTION_FORMS",
     "HEAD_PRECISIONS",
     "MASKED",
     "PRECISIONS",
-    "VISION_DTYPE",
     "VISION_PRECISIONS",
+    "Activations",
     "AttentionForm",
     "Geometry",
     "GraphSpec",
@@ -25,8 +25,10 @@ __all__ = [
     "Precision",
     "TensorSpec",
     "VisionPrecision",
+    "activation_dtype",
     "decoder_graph",
     "square_vision_graph",
+    "vision_dtype",
 ]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
@@ -37,20 +39,10 @@ VisionPrecision = Literal["fp32", "fp16", "int8"]
 VISION_PRECISIONS: tuple[VisionPrecision, ...] = ("fp32", "fp16", "int8")
 AttentionForm = Literal["portable", "decomposed"]
 ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
-
-# The weights carry the precision's name; activations, the cache and the mask have this type.
-ACTIVATION_DTYPE: dict[str, str] = {
-    "fp32": "float32",
-    "fp16": "float16",
-    "bf16": "bfloat16",
-    "int8": "float32",
-    "int4": "float32",
-}
-# Added to a score that nobody may look at: far below any other, and still finite in float16, so that a softmax
-# weight is exactly 0 without infinities.
-MASKED = -30000.0
-# Beside a bf16 decoder float32: numpy has no bfloat16, and the vision encoder then runs on the CPU too.
-VISION_DTYPE: dict[str, str] = {name: "float16" if name == "fp16" else "float32" for name in PRECISIONS}
+# Of the activations, the cache and the mask. Quantised weights leave a choice between the first two.
+Activations = Literal["fp32", "fp16", "bf16"]
+ACTIVATIONS: tuple[Activations, ...] = ("fp32", "fp16")
+DTYPES: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 # What a mask has where nothing is to be seen. Far below any score, and still finite in float16: a softmax weight of
 # exactly 0 without infinities.
 MASKED = -30000.0
@@ -87,8 +79,25 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
 
+def activation_dtype(precision: Precision, activations: Activations = "fp32") -> str:
+    """The type of the decoder's activations, its cache and its mask: in int8 and int4 the one that was chosen."""
+    return DTYPES.get(precision, DTYPES[activations])
+
+
+def vision_dtype(precision: Precision, activations: Activations = "fp32") -> str:
+    """The type of the vision encoder's activations.
+
+    Beside a bf16 decoder float32: numpy has no bfloat16, and the vision encoder then runs on the CPU too.
+    """
+    return "float16" if activation_dtype(precision, activations) == "float16" else "float32"
+
+
 def decoder_graph(
-    geometry: Geometry, precision: Precision, family_inputs: tuple[TensorSpec, ...] = ()
+    geometry: Geometry,
+    precision: Precision,
+    family_inputs: tuple[TensorSpec, ...] = (),
+    *,
+    activations: Activations = "fp32",
 ) -> GraphSpec:
     """The decoder: embeddings in, logits of one position per row out, the cache updated in place.
 
@@ -96,7 +105,7 @@ def decoder_graph(
     is bound, all of which is read. `logit_positions` says which of the T positions each row wants logits for;
     `write_indices` where each row's new keys go. `family_inputs` are what `ModelSpec.decoder_inputs` adds.
     """
-    g, dtype = geometry, ACTIVATION_DTYPE[precision]
+    g, dtype = geometry, activation_dtype(precision, activations)
     cache = ("C", g.num_key_value_heads, "CAP", g.head_dim)
     parts = [(i, part) for i in range(g.num_hidden_layers) for part in ("key", "value")]
     return GraphSpec(

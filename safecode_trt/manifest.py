@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from safecode_trt.config import SafeCodeConfig
-from safecode_trt.contract import AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
+from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
 
 __all__ = [
     "BUNDLE_JSON",
     "DECODER",
     "EMBEDDINGS",
+    "ENGINES",
+    "FLAVOURS",
     "REFERENCE",
     "SCHEMA_VERSION",
     "VISION_ENCODER",
+    "AxisRange",
+    "EngineEntry",
+    "EngineGraph",
+    "EngineProfile",
     "FileEntry",
+    "Flavour",
     "GraphParity",
     "Manifest",
     "Method",
@@ -29,12 +36,13 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
 EMBEDDINGS = "embed_tokens.safetensors"
 REFERENCE = "reference_features.safetensors"
+ENGINES = "engines"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +124,75 @@ class Parity:
     passed: bool
 
 
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisRange:
+    """The sizes that a free axis may have in an engine; it is fastest at `opt`."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise BundleError(
+                f"expected an axis of 1 or more with min <= opt <= max, got {self.min}, {self.opt}, {self.max}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProfile:
+    """One of an engine's optimisation profiles, in their order: the ranges of the graph's free axes."""
+
+    name: str
+    axes: Mapping[str, AxisRange]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineGraph:
+    """One graph as an engine: its path in the bundle, its profiles, and how long the build took."""
+
+    file: str
+    profiles: tuple[EngineProfile, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineEntry:
+    """Both graphs, built for one version of TensorRT and for the compute capabilities named ("86" is 8.6).
+
+    `capacity` is how many positions the decoder's cache has, always; `graphs` is by the graph's name in the bundle.
+    """
+
+    flavour: Flavour
+    version: str
+    compute_capabilities: tuple[str, ...]
+    precision: Precision
+    activations: Activations
+    capacity: int
+    graphs: Mapping[str, EngineGraph]
+
+    @property
+    def folder(self) -> str:
+        """The engines' folder in the bundle."""
+        return f"{ENGINES}/{self.flavour}-{self.version}-sm{'_'.join(self.compute_capabilities)}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """bundle.json. `parity` is None when the export was told not to verify.
 
-    `precision` is the decoder's. `quantization` has the tensors that are stored as codes, by the checkpoint's
-    name in the decoder and by the graph's in the vision encoder. `max_tiles` is None for the checkpoint's own limit.
+    `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that
+    are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
+    is None for the checkpoint's own limit.
     """
 
     model_type: str
     precision: Precision
+    activations: Activations
     vision_precision: VisionPrecision
     attention: AttentionForm
     geometry: Geometry
@@ -139,11 +206,16 @@ class Manifest:
     files: Mapping[str, FileEntry]
     max_tiles: int | None = None
     schema_version: int = SCHEMA_VERSION
-    engines: tuple[Mapping[str, object], ...] = field(default=())
+    engines: tuple[EngineEntry, ...] = ()
 
     def __post_init__(self) -> None:
         for path in self.files:
             check_relative(path)
+        for graph in (graph for engine in self.engines for graph in engine.graphs.values()):
+            if graph.file not in self.files:
+                raise BundleError(
+                    f"bundle.json: engine {graph.file!r} is not among the files; build it again"
+                )
 
 
 def check_relative(path: str) -> str:

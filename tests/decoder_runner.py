@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.contract import ACTIVATION_DTYPE, Geometry, Precision
+from safecode_trt.contract import Activations, Geometry, Precision, activation_dtype
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.ort import FEEDS, open_graph
 from safecode_trt.runtime.feeds import FeedBuilder
@@ -26,10 +26,16 @@ class DecoderRunner:
     name = "decoder-runner"
 
     def __init__(
-        self, path: Path, geometry: Geometry, precision: Precision, features: Array | None = None
+        self,
+        path: Path,
+        geometry: Geometry,
+        precision: Precision,
+        features: Array | None = None,
+        *,
+        activations: Activations = "fp32",
     ) -> None:
         self._graph = open_graph(path, threads=1)
-        self._geometry, self._dtype = geometry, np.dtype(ACTIVATION_DTYPE[precision])
+        self._geometry, self._dtype = geometry, np.dtype(activation_dtype(precision, activations))
         self._features = features
 
     def encode(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:

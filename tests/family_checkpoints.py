@@ -9,7 +9,7 @@ import pytest
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
-from safecode_trt.contract import AttentionForm, Precision
+from safecode_trt.contract import Activations, AttentionForm, Precision
 from tests.families import FamilyCase
 
 PREPROCESSOR = "preprocessor."
@@ -21,7 +21,7 @@ class FamilyCheckpoints:
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory
         self._folders: dict[str, Path] = {}
-        self._bundles: dict[tuple[str, Precision, AttentionForm], Bundle] = {}
+        self._bundles: dict[tuple[str, Precision, AttentionForm, Activations | None], Bundle] = {}
 
     def checkpoint(self, case: FamilyCase) -> Path:
         """The family's tiny checkpoint folder."""
@@ -39,15 +39,21 @@ class FamilyCheckpoints:
         return self._folders[case.model_type]
 
     def bundle(
-        self, case: FamilyCase, precision: Precision = "fp32", attention: AttentionForm = "portable"
+        self,
+        case: FamilyCase,
+        precision: Precision = "fp32",
+        attention: AttentionForm = "portable",
+        activations: Activations | None = None,
     ) -> Bundle:
         """The family's bundle; in fp32 compared with transformers while it is made."""
         from safecode_trt.export import ExportConfig, export_bundle
 
-        key = (case.model_type, precision, attention)
+        key = (case.model_type, precision, attention, activations)
         if key not in self._bundles:
             folder = self.checkpoint(case)
-            config = ExportConfig(precision=precision, attention=attention, verify=precision == "fp32")
-            output = folder.with_name(f"{precision}-{attention}")
+            config = ExportConfig(
+                precision=precision, attention=attention, activations=activations, verify=precision == "fp32"
+            )
+            output = folder.with_name("-".join(filter(None, key[1:])))
             self._bundles[key] = export_bundle(folder, output, config=config)
         return self._bundles[key]

@@ -64,6 +64,7 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
     manifest = Manifest(
         model_type=spec.model_type,
         precision="fp32",
+        activations="fp32",
         vision_precision="fp32",
         attention="portable",
         geometry=geometry,

@@ -24,7 +24,6 @@ from safecode_trt.models import ModelSpec, load_spec
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from tests.decoder_runner import DecoderRunner, greedy, prefill
-from tests.fixed_capacity import with_capacity
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
@@ -281,40 +280,3 @@ print(sorted({"torch", "transformers", "onnxscript"} & set(sys.modules)))
     arguments = [sys.executable, "-c", program, str(tiny_checkpoint), str(tmp_path / "decoder.onnx")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-# TensorRT has no fused attention in float32, the type of quantised decoders' activations; so these need the
-# decomposed form there.
-@pytest.mark.trt
-@pytest.mark.parametrize(
-    ("precision", "attention"),
-    [
-        ("fp16", "portable"),
-        ("bf16", "portable"),
-        ("fp16", "decomposed"),
-        ("bf16", "decomposed"),
-        ("int8", "decomposed"),
-        ("int4", "decomposed"),
-    ],
-)
-def test_tensorrt_rtx_builds_the_graph(
-    graph: Graph, geometry: Geometry, precision: Precision, attention: AttentionForm
-) -> None:
-    trt = pytest.importorskip("tensorrt_rtx")
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    parsed = parser.parse_from_file(str(with_capacity(graph(precision, attention), CAPACITY)))
-    assert parsed, [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    for tensor in decoder_graph(geometry, precision).inputs:
-        shapes = []
-        for rows, new in ((1, 1), (2, 1), (3, 16)):
-            sizes: dict[int | str, int] = {"C": rows, "T": new, "CAP": CAPACITY}
-            shapes.append([sizes.get(axis, axis) for axis in tensor.shape])
-        profile.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(profile)
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
-    assert builder.build_serialized_network(network, config) is not None

@@ -18,7 +18,6 @@ from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.tensors import map_tensors
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints
-from tests.fixed_capacity import with_capacity
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("transformers")
@@ -75,16 +74,3 @@ def test_graphs_are_valid_and_standard(case: FamilyCase, made: FamilyCheckpoints
             model = onnx.load(path, load_external_data=False)
             assert {node.domain for node in model.graph.node} == {""}
             assert [opset.domain for opset in model.opset_import] == [""]
-
-
-@every_family
-@pytest.mark.trt
-def test_tensorrt_rtx_parses_the_graphs(case: FamilyCase, made: FamilyCheckpoints) -> None:
-    trt = pytest.importorskip("tensorrt_rtx")
-    bundle = made.bundle(case, "fp16")
-    for graph in (DECODER, VISION_ENCODER):
-        logger = trt.Logger(trt.Logger.ERROR)
-        network = trt.Builder(logger).create_network(0)
-        parser = trt.OnnxParser(network, logger)
-        parsed = parser.parse_from_file(str(with_capacity(bundle.file(graph), 64)))
-        assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.bundle import Bundle
-from safecode_trt.contract import ACTIVATION_DTYPE, GraphSpec
+from safecode_trt.contract import GraphSpec, vision_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.host_cache import HostCache
@@ -72,8 +72,8 @@ class OrtSession:
                 "run it on a GPU backend, or export it with another precision"
             )
         self.geometry = manifest.geometry
-        # Of the pictures too; those of a bf16 bundle are float32.
-        self._dtype = np.dtype("float32" if bf16 else ACTIVATION_DTYPE[manifest.precision])
+        # Of the pictures too: numpy has no bfloat16, and a bf16 decoder is not opened.
+        self._dtype = np.dtype(vision_dtype(manifest.precision, manifest.activations))
         # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
         self.decoder_seconds = 0.0
         self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)

@@ -116,21 +116,14 @@ def _optional(module: str, extra: str) -> Check:
 
 
 def _memory() -> Check:
-    free = _free_memory()
+    from safecode_trt.runtime.device import free_memory
+
+    free = free_memory()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     if free is None:
         return Check(name="memory", state="ok", detail=f"unknown on {sys.platform}; {cores} cores")
     state: Literal["ok", "warn"] = "ok" if free >= ENOUGH_MEMORY else "warn"
     return Check(name="memory", state=state, detail=f"{console.size(free)} free, {cores} cores")
-
-
-def _free_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return int(kilobytes) * 1024 if kilobytes else None
 
 
 def _one_token(path: Path) -> str:

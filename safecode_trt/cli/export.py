@@ -10,6 +10,7 @@ import click
 from safecode_trt.cli import console
 from safecode_trt.cli.options import FOLDER
 from safecode_trt.contract import (
+    ACTIVATIONS,
     ATTENTION_FORMS,
     HEAD_PRECISIONS,
     PRECISIONS,
@@ -29,6 +30,11 @@ __all__ = ["command"]
     default="int4",
     show_default=True,
     help="bf16 runs on GPUs only and needs --no-verify.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(ACTIVATIONS),
+    help="What int8 and int4 weights are multiplied in: by default fp32; engines need fp16.",
 )
 @click.option(
     "--block-size",

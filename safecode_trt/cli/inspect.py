@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
-    from safecode_trt.manifest import Manifest, Quantization
+    from safecode_trt.manifest import EngineEntry, Manifest, Quantization
 
 __all__ = ["command"]
 
@@ -68,9 +68,10 @@ def _facts(manifest: Manifest) -> Table:
     geometry, safecode = manifest.geometry, manifest.safecode
     facts = {
         "model type": manifest.model_type,
-        "weights": f"{manifest.precision}, {manifest.attention} attention; "
+        "weights": f"{manifest.precision}, {manifest.activations} activations, {manifest.attention} attention; "
         f"vision encoder {manifest.vision_precision}",
         "quantised": _quantization(manifest),
+        "engines": "\n".join(map(_engine, manifest.engines)) or "none",
         "decoder": f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
         f"({geometry.num_key_value_heads} for keys and values) of {geometry.head_dim}, "
         f"hidden {geometry.hidden_size}, vocabulary {geometry.vocab_size}",
@@ -101,6 +102,20 @@ def _quantization(manifest: Manifest) -> str:
         count = "1 tensor" if len(errors) == 1 else f"{len(errors)} tensors"
         lines.append(f"{count}: {how.bits} bits, {size}, {codes}, {how.method}{mean}")
     return "\n".join(lines) or "nothing"
+
+
+def _engine(engine: EngineEntry) -> str:
+    """For which TensorRT and GPUs, and each profile's ranges as least-largest."""
+    lines = [
+        f"{engine.flavour} {engine.version}, compute capability {', '.join(engine.compute_capabilities)}, "
+        f"{engine.precision} with {engine.activations} activations, cache of {engine.capacity}"
+    ]
+    for graph in engine.graphs.values():
+        lines.append(f"  {graph.file}, {graph.seconds:g} s")
+        for profile in graph.profiles:
+            ranges = (f"{axis} {x.min}-{x.max}" for axis, x in sorted(profile.axes.items()))
+            lines.append(f"    {profile.name}: {', '.join(ranges)}")
+    return "\n".join(lines)
 
 
 def _graph_table(name: str, graph: GraphSpec) -> Table:

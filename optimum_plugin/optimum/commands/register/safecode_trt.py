@@ -14,7 +14,13 @@ from typing import Any
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-from safecode_trt.contract import ATTENTION_FORMS, HEAD_PRECISIONS, PRECISIONS, VISION_PRECISIONS
+from safecode_trt.contract import (
+    ACTIVATIONS,
+    ATTENTION_FORMS,
+    HEAD_PRECISIONS,
+    PRECISIONS,
+    VISION_PRECISIONS,
+)
 
 __all__ = ["REGISTER_COMMANDS", "SafeCodeExportCommand"]
 
@@ -30,6 +36,9 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a checkpoint.")
         parser.add_argument("-o", "--output", type=Path, required=True, help="Folder of the new bundle.")
         parser.add_argument("--precision", choices=PRECISIONS, default="int4")
+        parser.add_argument(
+            "--activations", choices=ACTIVATIONS, help="With int8 and int4; engines need fp16."
+        )
         parser.add_argument("--block-size", help="Inputs that share a scale: 32, 64, 128 or channel.")
         parser.add_argument("--asymmetric", action="store_true", help="Quantise with zero points.")
         parser.add_argument("--scale-search", action="store_true", help="Search scales with the least error.")
@@ -55,6 +64,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         try:
             config = ExportConfig(
                 precision=arguments.precision,
+                activations=arguments.activations,
                 context_length=arguments.context_length,
                 attention=arguments.attention,
                 verify=arguments.verify,

@@ -1,0 +1,159 @@
+"""Makes TensorRT engines of a bundle's graphs and enters them in its manifest, both at once or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from safecode_trt.bundle import Bundle, file_entry, write_manifest
+from safecode_trt.contract import GraphSpec
+from safecode_trt.errors import BackendError, BundleError
+from safecode_trt.export.engine import TensorRT
+from safecode_trt.export.engine_checks import require_buildable, require_memory, targets
+from safecode_trt.export.engine_config import EngineConfig
+from safecode_trt.export.engine_profiles import decoder_profiles, shapes, vision_profiles
+from safecode_trt.manifest import (
+    DECODER,
+    ENGINES,
+    VISION_ENCODER,
+    EngineEntry,
+    EngineGraph,
+    EngineProfile,
+)
+from safecode_trt.models import load_spec
+
+__all__ = ["build_engines"]
+
+Progress = Callable[[str, int, int], None]
+
+NAMES = {VISION_ENCODER: "vision_encoder", DECODER: "decoder"}
+
+
+def build_engines(path: Path, config: EngineConfig, *, progress: Progress | None = None) -> EngineEntry:
+    """Builds the bundle's graphs for what `config` names; engines for the same are replaced.
+
+    Raises:
+        BundleError: the bundle is not whole, or cannot be written.
+        BackendError: TensorRT is absent, or does not build these graphs.
+        ConfigError: a setting does not fit.
+    """
+    bundle, tensorrt = Bundle.open(path), TensorRT.load(config.flavour)
+    manifest, report = bundle.manifest, progress or (lambda step, done, total: None)
+    require_buildable(manifest, tensorrt.flavour, tensorrt.version)
+    config = replace(config, compute_capabilities=targets(config))
+    require_memory(bundle, config)
+    profiles = _profiles(bundle, config)
+    entry = EngineEntry(
+        flavour=tensorrt.flavour,
+        version=tensorrt.version,
+        compute_capabilities=config.compute_capabilities,
+        precision=manifest.precision,
+        activations=manifest.activations,
+        capacity=manifest.geometry.context_length,
+        graphs={},
+    )
+    with _new_engines(bundle.path, entry.folder) as folder:
+        built = {}
+        for graph, name in NAMES.items():
+            started = time.perf_counter()
+            model, spec = _model(bundle, graph)
+            engine = tensorrt.build(
+                model,
+                bundle.file(graph),
+                [shapes(spec, profile) for profile in profiles[graph]],
+                config,
+                partial(_tell, report, name),
+            )
+            (folder / f"{name}.engine").write_bytes(engine)
+            built[graph] = EngineGraph(
+                file=f"{entry.folder}/{name}.engine",
+                profiles=profiles[graph],
+                seconds=round(time.perf_counter() - started, 1),
+            )
+        entry = replace(entry, graphs=built)
+        _enter(bundle.path, folder, entry)
+    return entry
+
+
+def _tell(report: Progress, name: str, phase: str, done: int, total: int) -> None:
+    report(f"{name}: {phase}", done, total)
+
+
+def _model(bundle: Bundle, graph: str) -> tuple[bytes, GraphSpec]:
+    """A graph as TensorRT gets it, with its inputs and outputs; the weights stay where they are."""
+    manifest, path = bundle.manifest, bundle.file(graph)
+    if graph != DECODER:
+        return path.read_bytes(), manifest.graphs[graph]
+    try:
+        from safecode_trt.export.engine_graph import engine_graph, engine_spec
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{error.name} is not installed; run: pip install onnx-ir") from error
+    spec = engine_spec(manifest.graphs[graph], manifest.geometry.context_length)
+    return engine_graph(path, spec), spec
+
+
+def _profiles(bundle: Bundle, config: EngineConfig) -> Mapping[str, tuple[EngineProfile, ...]]:
+    manifest = bundle.manifest
+    spec = load_spec(bundle.path, max_tiles=manifest.max_tiles)
+    vision, decoder = manifest.graphs[VISION_ENCODER], manifest.graphs[DECODER]
+    return {
+        VISION_ENCODER: vision_profiles(spec, vision, config),
+        DECODER: decoder_profiles(spec, (vision, decoder), manifest.geometry.context_length, config),
+    }
+
+
+@contextmanager
+def _new_engines(bundle: Path, target: str) -> Iterator[Path]:
+    """Yields a folder beside the engines' to build into; nothing of it is left if they are not entered."""
+    engines = bundle / ENGINES
+    existed = engines.exists()
+    try:
+        engines.mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{Path(target).name}-", dir=engines))
+    except OSError as error:
+        raise BundleError(f"{engines} cannot be written: {error.strerror or error}") from error
+    try:
+        folder.chmod(0o755)
+        yield folder
+    except OSError as error:
+        raise BundleError(f"{bundle / target} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not existed and not any(engines.iterdir()):
+            engines.rmdir()
+
+
+def _enter(path: Path, folder: Path, entry: EngineEntry) -> None:
+    """Moves the built engines to their place and names them in the manifest.
+
+    Engines that are replaced leave the manifest first: at every moment it names only files that are there.
+    """
+    manifest, target = Bundle.open(path, check_hashes=False).manifest, path / entry.folder
+    before = replace(
+        manifest,
+        engines=tuple(engine for engine in manifest.engines if engine.folder != entry.folder),
+        files={name: x for name, x in manifest.files.items() if not name.startswith(f"{entry.folder}/")},
+    )
+    new = {graph.file: file_entry(folder / Path(graph.file).name) for graph in entry.graphs.values()}
+    after = replace(before, engines=(*before.engines, entry), files={**before.files, **new})
+    old = folder.with_name(f"{folder.name}-old")
+    try:
+        write_manifest(path, before)
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+        write_manifest(path, after)
+    except BaseException:
+        if not folder.exists():
+            shutil.rmtree(target)
+        if old.exists():
+            old.rename(target)
+        write_manifest(path, manifest)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

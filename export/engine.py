@@ -1,0 +1,224 @@
+"""One graph through TensorRT or TensorRT-RTX, whose Python packages have the same words for what is needed here.
+
+`tensorrt.X` in an annotation is a class of either package, `tensorrt_rtx.X` of the second alone; so
+tests/test_tensorrt_api.py can hold every name against packages that need a GPU to run. Networks are strongly typed:
+the graph's own types decide, and no precision is set.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from safecode_trt.errors import BackendError, ConfigError
+from safecode_trt.export.engine_config import EngineConfig
+from safecode_trt.manifest import Flavour
+
+if TYPE_CHECKING:
+    import tensorrt
+    import tensorrt_rtx
+
+__all__ = ["PACKAGES", "Shapes", "TensorRT"]
+
+Shapes = Mapping[str, Sequence[Sequence[int]]]
+"""The least, usual and largest shape of every input."""
+Report = Callable[[str, int, int], None]
+
+PACKAGES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+EXTRAS: Mapping[Flavour, str] = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRT:
+    """An installed package: `version` is that of the library, which its engines are for."""
+
+    flavour: Flavour
+    version: str
+    _trt: Any
+
+    @classmethod
+    def load(cls, flavour: Flavour) -> TensorRT:
+        """Imports the flavour's package.
+
+        Raises:
+            BackendError: it is not installed, or its libraries are not found.
+        """
+        try:
+            trt = importlib.import_module(PACKAGES[flavour])
+        except (ImportError, OSError) as error:
+            raise BackendError(
+                f"{PACKAGES[flavour]} cannot be imported ({error}); run: pip install 'safecode-trt[{EXTRAS[flavour]}]'"
+            ) from error
+        return cls(flavour, str(trt.__version__), trt)
+
+    def build(
+        self, model: bytes, path: Path, profiles: Sequence[Shapes], settings: EngineConfig, report: Report
+    ) -> memoryview:
+        """The serialised engine of a serialised ONNX model whose weights lie beside `path`.
+
+        `report` is called from TensorRT's threads, with a phase's name, the steps done and the steps in all. Ctrl-C
+        ends the build at its next step.
+
+        Raises:
+            BackendError: TensorRT does not take the graph or finds no kernels for it.
+            ConfigError: a setting is nothing that this TensorRT knows.
+        """
+        trt, log = self._trt, _log(self._trt)
+        log.errors.clear()
+        builder: tensorrt.Builder = trt.Builder(log)
+        network: tensorrt.INetworkDefinition = builder.create_network(
+            1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        )
+        parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
+        parsed: bool = parser.parse(model, str(path))
+        if not parsed:
+            raise self._refused("does not take", path, _parser_errors(parser) or log.errors)
+        config = self._config(builder, profiles, settings)
+        cancel = Event()
+        monitor = _monitor(trt, report, cancel)
+        config.progress_monitor = monitor
+        plan = _beside(lambda: builder.build_serialized_network(network, config), cancel)
+        if monitor.failure is not None:
+            raise monitor.failure
+        if plan is None:
+            raise self._refused("cannot build", path, log.errors)
+        if settings.timing_cache:
+            _save_timing_cache(config, settings.timing_cache)
+        return memoryview(plan)
+
+    def _config(
+        self, builder: tensorrt.Builder, profiles: Sequence[Shapes], settings: EngineConfig
+    ) -> tensorrt.IBuilderConfig:
+        trt = self._trt
+        config: tensorrt.IBuilderConfig = builder.create_builder_config()
+        for shapes in profiles:
+            profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
+            for name, (least, usual, most) in shapes.items():
+                profile.set_shape(name, least, usual, most)
+            added: int = config.add_optimization_profile(profile)
+            if added < 0:
+                raise BackendError(f"{self.flavour} {self.version} takes no profile with the shapes {shapes}")
+        if settings.opt_level is not None:
+            config.builder_optimization_level = settings.opt_level
+        if settings.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
+        if self.flavour == "tensorrt-rtx":
+            _set_targets(self._trt, config, settings.compute_capabilities)
+        if settings.timing_cache:
+            _load_timing_cache(config, settings.timing_cache)
+        return config
+
+    def _refused(self, how: str, path: Path, errors: Sequence[str]) -> BackendError:
+        reason = next(iter(errors), "it says no reason")
+        return BackendError(f"{self.flavour} {self.version} {how} {path.name}: {reason}")
+
+
+def _set_targets(trt_rtx: Any, config: tensorrt_rtx.IBuilderConfig, capabilities: Sequence[str]) -> None:
+    """Which GPUs the engine is for: with tensorrt-rtx none of them need be here."""
+    known: Mapping[str, Any] = trt_rtx.ComputeCapability.__members__
+    config.num_compute_capabilities = len(capabilities)
+    for place, capability in enumerate(capabilities):
+        if f"SM{capability}" not in known:
+            names = ", ".join(name.removeprefix("SM") for name in known if name.startswith("SM"))
+            raise ConfigError(
+                f"sm {capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}"
+            )
+        config.set_compute_capability(known[f"SM{capability}"], place)
+
+
+def _parser_errors(parser: tensorrt.OnnxParser) -> list[str]:
+    errors = []
+    for place in range(parser.num_errors):
+        error: tensorrt.ParserError = parser.get_error(place)
+        errors.append(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}")
+    return errors
+
+
+def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
+    """What earlier builds on this GPU have measured; an absent file is an empty cache."""
+    data = path.read_bytes() if path.exists() else b""
+    cache: tensorrt.ITimingCache = config.create_timing_cache(data)
+    taken: bool = config.set_timing_cache(cache, False)
+    if not taken:
+        raise BackendError(f"{path} is the timing cache of another TensorRT or GPU; name another file")
+
+
+def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
+    cache: tensorrt.ITimingCache = config.get_timing_cache()
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(memoryview(cache.serialize()))
+    temporary.replace(path)
+
+
+def _beside(work: Callable[[], Any], cancel: Event) -> Any:
+    """The result of `work`, done in a thread: while TensorRT works in this one, Python would see no Ctrl-C."""
+    interrupt: KeyboardInterrupt | None = None
+    with ThreadPoolExecutor(1) as pool:
+        done: Future[Any] = pool.submit(work)
+        while not done.done():
+            try:
+                wait([done], timeout=0.1)
+            except KeyboardInterrupt as caught:
+                interrupt = caught
+                cancel.set()
+    if interrupt is not None:
+        raise interrupt
+    return done.result()
+
+
+@functools.cache
+def _log(trt: Any) -> Any:
+    """One logger for the process: TensorRT goes on using the first that it was given."""
+
+    class Log(trt.ILogger):
+        """Keeps errors for the message of ours; everything else is TensorRT's own affair."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.errors.append(" ".join(msg.split()))
+
+    return Log()
+
+
+def _monitor(trt: Any, report: Report, cancel: Event) -> Any:
+    """Tells of the phases as they go on. What `report` raises ends the build, and is kept as `failure`."""
+
+    class Monitor(trt.IProgressMonitor):
+        """TensorRT calls it from several threads, and must not see an exception."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+            self.failure: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.steps[phase_name] = num_steps
+            self.tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.tell(phase_name, step + 1)
+            return not cancel.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.tell(phase_name, self.steps.get(phase_name, 0))
+
+        def tell(self, phase: str, done: int) -> None:
+            if cancel.is_set():
+                return
+            try:
+                report(phase, done, self.steps.get(phase, done))
+            except BaseException as error:  # whatever it is, it is raised again where the build was asked for
+                self.failure = error
+                cancel.set()
+
+    return Monitor()

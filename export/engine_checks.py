@@ -1,0 +1,102 @@
+"""What must hold before a build begins: the graphs can be built, for these GPUs, in this memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from safecode_trt.bundle import Bundle
+from safecode_trt.contract import activation_dtype
+from safecode_trt.errors import BackendError, ConfigError
+from safecode_trt.export.engine_config import EngineConfig
+from safecode_trt.manifest import DECODER, VISION_ENCODER, Flavour, Manifest
+from safecode_trt.runtime.device import cuda_device, free_memory
+
+__all__ = ["require_buildable", "require_memory", "targets"]
+
+# The first versions with the operators of the portable form, and those of the oldest devices that are supported.
+PORTABLE_FROM: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 4)}
+OLDEST: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
+COMMON_GPUS = ("86", "89", "120")  # desktop Ampere, Ada and Blackwell
+# How often a build holds the weights at once, and what it takes besides.
+WEIGHT_COPIES, FIXED_BYTES = 3, 300_000_000
+
+
+def require_buildable(manifest: Manifest, flavour: Flavour, version: str) -> None:
+    """Refuses a decoder that this TensorRT is known not to build.
+
+    Raises:
+        BackendError: the message says how to export one that it does.
+    """
+    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if found < OLDEST[flavour]:
+        oldest = ".".join(map(str, OLDEST[flavour]))
+        raise BackendError(f"{flavour} {version} is too old; expected {oldest} or later")
+    if any(not how.symmetric for how in manifest.quantization.values()):
+        raise BackendError(
+            f"the decoder has weights with zero points, and {flavour} takes symmetric ones only; "
+            "export the checkpoint without --asymmetric, or with --precision fp16"
+        )
+    if manifest.attention == "decomposed":
+        return
+    if found < PORTABLE_FROM[flavour]:
+        first = ".".join(map(str, PORTABLE_FROM[flavour]))
+        raise BackendError(
+            f"{flavour} {version} lacks operators of the portable decoder, which {first} is the first to have; "
+            "export the checkpoint with --attention decomposed"
+        )
+    if activation_dtype(manifest.precision, manifest.activations) == "float32":
+        raise BackendError(
+            f"the decoder's activations are float32 ({manifest.precision}), for which {flavour} has no fused "
+            "attention; export the checkpoint with --precision fp16, with --precision int4 or int8 and "
+            "--activations fp16, or with --attention decomposed"
+        )
+
+
+def targets(config: EngineConfig) -> tuple[str, ...]:
+    """The compute capabilities to build for.
+
+    Raises:
+        BackendError: tensorrt needs a GPU to build on, and there is none.
+        ConfigError: it is another than asked for.
+    """
+    asked = config.compute_capabilities
+    if config.flavour == "tensorrt-rtx":
+        return asked or COMMON_GPUS
+    device = cuda_device()
+    if device is None:
+        raise BackendError(
+            "tensorrt builds on the GPU that it builds for, and there is none here; build on the device, "
+            "or with --flavour tensorrt-rtx for a desktop GPU"
+        )
+    here = (device.compute_capability,)
+    if asked not in ((), here):
+        raise ConfigError(
+            f"sm is {', '.join(asked)}, but tensorrt builds for the GPU of this machine only, which is {here[0]}"
+        )
+    return here
+
+
+def require_memory(bundle: Bundle, config: EngineConfig) -> None:
+    """Refuses a build that would run out of memory, by the larger graph's weights and the workspace asked for.
+
+    Raises:
+        BackendError: there is less memory than the estimate.
+    """
+    files = bundle.manifest.files
+    weights = max(
+        sum(entry.bytes for name, entry in files.items() if name.startswith(graph))
+        for graph in (VISION_ENCODER, DECODER)
+    )
+    workspace = (config.workspace_mib or 0) << 20
+    needed = {"main memory": WEIGHT_COPIES * weights + FIXED_BYTES}
+    free = {"main memory": free_memory()}
+    if config.flavour == "tensorrt" and (device := cuda_device()) is not None:
+        needed["GPU memory"], free["GPU memory"] = weights + workspace, device.free_memory
+    for kind, needs in needed.items():
+        has = free[kind]
+        if has is not None and needs > has:
+            raise BackendError(
+                f"the build needs about {needs >> 20} MiB of {kind} ({weights >> 20} MiB of weights), "
+                f"{has >> 20} MiB are free; close other programs, or build on a larger machine"
+            )

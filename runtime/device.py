@@ -1,0 +1,77 @@
+"""What a machine has: free memory, and the GPU as the CUDA driver describes it. Needs no CUDA package."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from safecode_trt.errors import BackendError
+
+__all__ = ["CudaDevice", "cuda_device", "free_memory"]
+
+DRIVER = "libcuda.so.1"
+MEMINFO = Path("/proc/meminfo")
+# The driver API's words for these two, and its code for a machine without a GPU.
+MAJOR, MINOR = 75, 76
+NO_DEVICE = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaDevice:
+    """The first GPU: its compute capability ("86" is 8.6) and bytes of memory."""
+
+    compute_capability: str
+    free_memory: int
+    total_memory: int
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that programs can still take; None where the system does not say."""
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return int(kilobytes) * 1024 if kilobytes else None
+
+
+def cuda_device() -> CudaDevice | None:
+    """The first GPU; None without a driver or a GPU.
+
+    Raises:
+        BackendError: the driver is there and fails.
+    """
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    if (code := driver.cuInit(0)) == NO_DEVICE:
+        return None
+    _require(code, "cuInit")
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    _require(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+    version = [ctypes.c_int(), ctypes.c_int()]
+    for number, attribute in zip(version, (MAJOR, MINOR), strict=True):
+        _require(driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device), "cuDeviceGetAttribute")
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    # Memory is a context's; the primary one is shared with whoever else uses the GPU in this process.
+    _require(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "cuDevicePrimaryCtxRetain")
+    try:
+        _require(driver.cuCtxPushCurrent_v2(context), "cuCtxPushCurrent")
+        try:
+            _require(driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
+        finally:
+            driver.cuCtxPopCurrent_v2(ctypes.byref(context))
+    finally:
+        driver.cuDevicePrimaryCtxRelease_v2(device)
+    return CudaDevice(
+        compute_capability="".join(str(number.value) for number in version),
+        free_memory=free.value,
+        total_memory=total.value,
+    )
+
+
+def _require(code: int, call: str) -> None:
+    if code:
+        raise BackendError(f"the CUDA driver failed in {call} with code {code}; is the GPU in order?")

@@ -1,0 +1,306 @@
+"""Engines are built whole or not at all. TensorRT-RTX builds for real here; no engine runs without a GPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from safecode_trt.bundle import Bundle, write_manifest
+from safecode_trt.contract import Activations, AttentionForm, Precision
+from safecode_trt.errors import BackendError, BundleError, ConfigError
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER, EngineEntry, Flavour
+from tests.cli_runner import call, fails, start
+from tests.families import FamilyCase, cases
+from tests.family_checkpoints import FamilyCheckpoints
+from tests.null_bundle import DEMO
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx_ir")
+
+from safecode_trt.export import ExportConfig, build, export_bundle
+from safecode_trt.export.build import build_engines
+from safecode_trt.export.engine_config import EngineConfig
+
+FAST = EngineConfig(
+    flavour="tensorrt-rtx", compute_capabilities=("86",), opt_level=0, max_prefill=64, max_picture=(96, 64)
+)
+every_family = pytest.mark.parametrize("case", cases(), ids=lambda case: case.model_type)
+
+
+@pytest.fixture(scope="module")
+def original(tiny_checkpoint: Path) -> Path:
+    config = ExportConfig(precision="fp16", verify=False)
+    return export_bundle(tiny_checkpoint, tiny_checkpoint.with_name("fp16"), config=config).path
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "bundle")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+@dataclass
+class Builder:
+    """Stands where TensorRT does: its engines are what `make` returns."""
+
+    make: Callable[[str], bytes] = str.encode
+    flavour: Flavour = "tensorrt-rtx"
+    version: str = "1.7.1.116"
+
+    def load(self, flavour: Flavour) -> Builder:
+        return self
+
+    def build(
+        self, model: bytes, path: Path, profiles: Sequence[Any], settings: EngineConfig, report: Any
+    ) -> bytes:
+        report("working", 1, 1)
+        return self.make(path.name)
+
+
+def test_engines_are_listed_with_size_and_hash(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "TensorRT", Builder())
+    steps: list[tuple[str, int, int]] = []
+    entry = build_engines(bundle, FAST, progress=lambda *step: steps.append(step))
+    assert entry.folder == "engines/tensorrt-rtx-1.7.1.116-sm86"
+    opened = Bundle.open(bundle, check_hashes=True)
+    assert opened.manifest.engines == (entry,)
+    assert {name: opened.file(graph.file).read_bytes() for name, graph in entry.graphs.items()} == {
+        VISION_ENCODER: b"vision_encoder.onnx",
+        DECODER: b"decoder.onnx",
+    }
+    assert (entry.precision, entry.activations, entry.capacity) == ("fp16", "fp16", 256)
+    assert [profile.name for profile in entry.graphs[DECODER].profiles] == ["prefill", "decode"]
+    assert steps == [("vision_encoder: working", 1, 1), ("decoder: working", 1, 1)]
+    assert sorted(path.name for path in (bundle / "engines").iterdir()) == [Path(entry.folder).name]
+
+
+def test_building_again_replaces_and_other_targets_stay(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "TensorRT", Builder())
+    first = build_engines(bundle, FAST)
+    other = build_engines(bundle, _for("89", "120"))
+    monkeypatch.setattr(build, "TensorRT", Builder(lambda name: b"longer than before " + name.encode()))
+    again = build_engines(bundle, FAST)
+    manifest = Bundle.open(bundle, check_hashes=True).manifest
+    assert manifest.engines == (other, again) and again.folder == first.folder
+    assert (bundle / again.graphs[DECODER].file).read_bytes() == b"longer than before decoder.onnx"
+    assert (bundle / other.graphs[DECODER].file).read_bytes() == b"decoder.onnx"
+    names = {Path(entry.folder).name for entry in (other, again)}
+    assert {path.name for path in (bundle / "engines").iterdir()} == names
+
+
+@pytest.mark.parametrize("failing", ["vision_encoder.onnx", "decoder.onnx"])
+@pytest.mark.parametrize(
+    "failure", [KeyboardInterrupt(), BackendError("no kernels"), OSError(28, "No space left")]
+)
+@pytest.mark.parametrize("before", [False, True], ids=["first", "again"])
+def test_a_broken_off_build_leaves_the_bundle_as_it_was(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, failing: str, failure: BaseException, before: bool
+) -> None:
+    def make(name: str) -> bytes:
+        if name == failing:
+            raise failure
+        return b"half"
+
+    if before:
+        monkeypatch.setattr(build, "TensorRT", Builder())
+        build_engines(bundle, FAST)
+    was = contents(bundle)
+    monkeypatch.setattr(build, "TensorRT", Builder(make))
+    with pytest.raises(BundleError if isinstance(failure, OSError) else type(failure)):
+        build_engines(bundle, FAST)
+    assert contents(bundle) == was
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first", "again"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupt_while_engines_are_entered(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, at: int, before: bool
+) -> None:
+    monkeypatch.setattr(build, "TensorRT", Builder())
+    if before:
+        build_engines(bundle, FAST)
+    was, written = contents(bundle), []
+
+    def write(folder: Path, manifest: Any) -> None:
+        written.append(manifest)
+        if len(written) == at:
+            raise KeyboardInterrupt
+        write_manifest(folder, manifest)
+        assert Bundle.open(folder, check_hashes=True), "at every moment all that is named is there"
+
+    monkeypatch.setattr(build, "write_manifest", write)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, FAST)
+    assert contents(bundle) == was
+
+
+def test_a_changed_engine_is_found_and_built_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "TensorRT", Builder())
+    path = bundle / build_engines(bundle, FAST).graphs[DECODER].file
+    path.write_bytes(path.read_bytes().upper())
+    fails(call("verify", bundle), 1, "run `safecode-trt build` again")
+    path.unlink()
+    fails(call("inspect", bundle), 1, "decoder.engine is missing; run `safecode-trt build` again")
+
+
+def test_an_engine_must_be_among_the_files(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "TensorRT", Builder())
+    build_engines(bundle, FAST)
+    data = json.loads((bundle / BUNDLE_JSON).read_text())
+    data["engines"][0]["graphs"][DECODER]["file"] = "engines/other.engine"
+    (bundle / BUNDLE_JSON).write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"engine 'engines/other\.engine' is not among the files"):
+        Bundle.open(bundle)
+
+
+def test_a_package_that_is_absent_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(
+        BackendError, match=r"tensorrt cannot be imported .*pip install 'safecode-trt\[trt\]'"
+    ):
+        build_engines(bundle, EngineConfig(flavour="tensorrt"))
+
+
+def test_the_command_line_builds_and_shows(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "TensorRT", Builder())
+    built = call("build", bundle, "--flavour", "tensorrt-rtx", "--sm", "86,89", "--max-rows", "2")
+    assert built.exit_code == 0, built.output
+    assert built.stdout.strip() == str(bundle / "engines/tensorrt-rtx-1.7.1.116-sm86_89")
+    assert [line.split(":")[0] for line in built.stderr.splitlines()] == [
+        "vision_encoder.engine",
+        "decoder.engine",
+    ]
+    shown = call("inspect", bundle).stdout
+    assert (
+        "tensorrt-rtx 1.7.1.116, compute capability 86, 89, fp16 with fp16 activations, cache of 256" in shown
+    )
+    assert "prefill: C 1-2, K 1-256, T 1-256" in shown and "decode: C 1-2, K 1-256, T 1-8" in shown
+
+
+def test_an_unusable_decoder_is_one_line(tiny_bundle: Bundle) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    fails(
+        call("build", tiny_bundle.path, "--flavour", "tensorrt-rtx"),
+        1,
+        "--precision int4 or int8 and --activations",
+    )
+
+
+def _for(*capabilities: str) -> EngineConfig:
+    return EngineConfig(flavour="tensorrt-rtx", compute_capabilities=capabilities)
+
+
+def built_for_real(path: Path, config: EngineConfig = FAST) -> EngineEntry:
+    """Builds, and reads what the plan says of itself: the names of its inputs and outputs, for each profile."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    entry = build_engines(path, config)
+    bundle = Bundle.open(path, check_hashes=True)
+    assert bundle.manifest.engines == (entry,) and entry.version == trt.__version__
+    for name, graph in entry.graphs.items():
+        plan = bundle.file(graph.file).read_bytes()
+        tensors = bundle.manifest.graphs[name]
+        assert all(tensor.name.encode() in plan for tensor in (*tensors.inputs, *tensors.outputs))
+        assert (b"[profile 1]" in plan) == (len(graph.profiles) == 2) and b"[profile 2]" not in plan
+    return entry
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(("precision", "activations"), [("fp16", None), ("int4", "fp16")])
+def test_the_demo_model_builds(precision: Precision, activations: Activations | None, tmp_path: Path) -> None:
+    config = ExportConfig(precision=precision, activations=activations, verify=False)
+    bundle = export_bundle(DEMO, tmp_path / "bundle", config=config)
+    several = EngineConfig(flavour="tensorrt-rtx", compute_capabilities=("86", "89", "120"), opt_level=0)
+    entry = built_for_real(bundle.path, several)
+    assert entry.activations == "fp16" and entry.compute_capabilities == ("86", "89", "120")
+
+
+@pytest.mark.trt
+@every_family
+@pytest.mark.parametrize(("precision", "activations"), [("fp16", None), ("int4", "fp16")])
+def test_every_family_builds(
+    case: FamilyCase,
+    precision: Precision,
+    activations: Activations | None,
+    made: FamilyCheckpoints,
+    tmp_path: Path,
+) -> None:
+    bundle = made.bundle(case, precision, activations=activations)
+    built_for_real(shutil.copytree(bundle.path, tmp_path / "bundle"))
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize(
+    ("precision", "activations", "attention"),
+    [
+        ("bf16", None, "portable"),
+        ("bf16", None, "decomposed"),
+        ("fp16", None, "decomposed"),
+        ("int8", "fp16", "portable"),
+        ("int8", None, "decomposed"),
+        ("int4", None, "decomposed"),
+    ],
+)
+def test_other_forms_build(
+    precision: Precision,
+    activations: Activations | None,
+    attention: AttentionForm,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    config = ExportConfig(precision=precision, activations=activations, attention=attention, verify=False)
+    built_for_real(export_bundle(tiny_checkpoint, tmp_path / "bundle", config=config).path)
+
+
+@pytest.mark.trt
+def test_ctrl_c_ends_the_build_and_nothing_else(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    was = contents(bundle)
+    process = start("build", bundle, "--flavour", "tensorrt-rtx")
+    while process.poll() is None and not list(bundle.glob("engines/.*/vision_encoder.engine")):
+        pass
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors.split()) == (130, "", ["interrupted"])
+    assert contents(bundle) == was
+
+
+@pytest.mark.trt
+def test_what_tensorrt_refuses_is_one_line(bundle: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(ConfigError, match=r"sm 90 is not known to tensorrt-rtx .*; known: 75, 80, 86"):
+        build_engines(bundle, _for("90"))
+    (bundle / DECODER).write_bytes((bundle / DECODER).read_bytes().replace(b"Sigmoid", b"Sigmold"))
+    data = json.loads((bundle / BUNDLE_JSON).read_text())
+    data["files"][DECODER] = vars_of(bundle / DECODER)
+    (bundle / BUNDLE_JSON).write_text(json.dumps(data))
+    with pytest.raises(
+        BackendError, match=r"tensorrt-rtx [\d.]+ does not take decoder\.onnx: .*Sigmold"
+    ) as caught:
+        build_engines(bundle, FAST)
+    assert "\n" not in str(caught.value)
+
+
+def vars_of(path: Path) -> dict[str, Any]:
+    from safecode_trt.bundle import file_entry
+    from safecode_trt.records import to_dict
+
+    found: dict[str, Any] = to_dict(file_entry(path))
+    return found

@@ -57,7 +57,7 @@ def export_bundle(
         DECODER: decoder_graph(geometry, precision, own, activations=activations),
     }
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
-    checkpoint = Checkpoint(model, spec.renames)
+    checkpoint = Checkpoint(model, spec.renames, spec.joins)
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
         package.copy_settings(model, folder, spec)

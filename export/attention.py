@@ -38,6 +38,12 @@ class LayerForm(ABC):
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         """Attention (C, Hq, T, D) of the queries to the whole cache (C, H, CAP, D), under the mask."""
 
+    @abstractmethod
+    def cross_attend(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, path: str
+    ) -> ir.Value:
+        """Attention (C, H, T, D) of the queries to keys (C, H, S, D) under an additive bias (C, 1, T, S)."""
+
 
 def layer_form(form: AttentionForm, builder: GraphBuilder, geometry: Geometry, dtype: str) -> LayerForm:
     """The form of that name, ready to be used on the builder's graph."""
@@ -69,6 +75,11 @@ class PortableForm(LayerForm):
         b = self._builder
         # One output and an explicit mask: TensorRT takes no more, and reads `is_causal` differently.
         return b.op("Attention", [query, key, value, b.inputs["attention_bias"]], path)
+
+    def cross_attend(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, path: str
+    ) -> ir.Value:
+        return self._builder.op("Attention", [query, key, value, bias], path)
 
 
 class DecomposedForm(LayerForm):
@@ -136,8 +147,7 @@ class DecomposedForm(LayerForm):
 
     def attend(self, query: ir.Value, key: ir.Value, value: ir.Value, path: str) -> ir.Value:
         b, g = self._builder, self._geometry
-        scale = b.constant("/scale", np.array([g.head_dim**-0.5], self._dtype))
-        query = b.op("Mul", [query, scale], f"{path}/scale")
+        query = self._scaled(query, path)
         # The queries that share a key head become more rows of one product: (C, H, Hq / H * T, D).
         by_key_head = b.constant("/shape/0,H,-1,D", [0, g.num_key_value_heads, -1, g.head_dim])
         query = b.op("Reshape", [query, by_key_head], f"{path}/by_key_head")
@@ -150,3 +160,17 @@ class DecomposedForm(LayerForm):
         mixed = b.op("MatMul", [weights, value], f"{path}/mix")
         heads = b.constant("/shape/0,Hq,-1,D", [0, g.num_attention_heads, -1, g.head_dim])
         return b.op("Reshape", [mixed, heads], f"{path}/mix")
+
+    def cross_attend(
+        self, query: ir.Value, key: ir.Value, value: ir.Value, bias: ir.Value, path: str
+    ) -> ir.Value:
+        b, query = self._builder, self._scaled(query, path)
+        key = b.op("Transpose", [key], f"{path}/key_columns", perm=[0, 1, 3, 2])
+        scores = b.op("MatMul", [query, key], f"{path}/scores")
+        scores = b.op("Add", [scores, bias], f"{path}/bias")
+        weights = b.op("Softmax", [scores], path, axis=-1)
+        return b.op("MatMul", [weights, value], f"{path}/mix")
+
+    def _scaled(self, query: ir.Value, path: str) -> ir.Value:
+        scale = self._builder.constant("/scale", np.array([self._geometry.head_dim**-0.5], self._dtype))
+        return self._builder.op("Mul", [query, scale], f"{path}/scale")

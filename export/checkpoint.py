@@ -16,25 +16,32 @@ from numpy.typing import NDArray
 from safecode_trt.bundle import file_entry
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.spec import read_json
-from safecode_trt.tensors import MappedTensor, map_tensors
+from safecode_trt.tensors import MappedTensor, as_float32, map_tensors
 
 __all__ = ["Checkpoint"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ROWS = 4096
 
 
 class Checkpoint:
     """The tensors of a checkpoint folder by name; the files are mapped, not read.
 
     A name that begins with the first of a pair of `renames` is known by the second instead; the first pair that
-    fits counts.
+    fits counts. `joins` are names for several tensors, one behind the other on axis 0.
 
     Raises:
         CheckpointError: the folder has no safetensors weights, or a file of the index is missing or broken.
     """
 
-    def __init__(self, folder: Path, renames: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        renames: Sequence[tuple[str, str]] = (),
+        joins: Sequence[tuple[str, Sequence[str]]] = (),
+    ) -> None:
         self.folder = folder
+        self._joins = dict(joins)
         self._files, names = _weight_files(folder)
         found: dict[str, MappedTensor] = {}
         for path in self._files:
@@ -45,20 +52,16 @@ class Checkpoint:
         self._tensors = {_renamed(name, renames): tensor for name, tensor in found.items()}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return all(part in self._tensors for part in self._joins.get(name, (name,)))
 
     def mapped(self, name: str, shape: tuple[int, ...]) -> MappedTensor:
-        """A tensor as it lies in the file.
+        """A tensor as it lies in the file; a joined one is read.
 
         Raises:
             CheckpointError: the checkpoint has no such tensor, or its shape is not the one that
                 config.json promises.
         """
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise CheckpointError(
-                f"{self.folder}: the weights have no tensor {name}; is the checkpoint complete?"
-            )
+        tensor = self._joined(name) if name in self._joins else self._found(name)
         if tensor.shape != shape:
             raise CheckpointError(
                 f"{self.folder}: tensor {name} has shape {list(tensor.shape)}, "
@@ -66,15 +69,44 @@ class Checkpoint:
             )
         return tensor
 
+    def _found(self, name: str) -> MappedTensor:
+        if name not in self._tensors:
+            raise CheckpointError(
+                f"{self.folder}: the weights have no tensor {name}; is the checkpoint complete?"
+            )
+        return self._tensors[name]
+
+    def _joined(self, name: str) -> MappedTensor:
+        """The parts of a joined tensor in one, in memory."""
+        parts = [self._found(part) for part in self._joins[name]]
+        if len({(part.dtype, part.shape[1:]) for part in parts}) > 1:
+            found = ", ".join(
+                f"{part} {x.dtype} {list(x.shape)}" for part, x in zip(self._joins[name], parts, strict=True)
+            )
+            raise CheckpointError(f"{self.folder}: expected tensors that fit behind one another, got {found}")
+        whole = MappedTensor(name, parts[0].dtype, np.concatenate([part.data for part in parts]))
+        for part in parts:
+            _release(part)
+        return whole
+
     def get(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A tensor in float32, checked as by `mapped` and for values that are not finite."""
         tensor = self.mapped(name, shape)
         values = tensor.float32()
         _release(tensor)
+        self._require_finite(name, values)
+        return values
+
+    def require_finite(self, tensor: MappedTensor) -> None:
+        """Checks a tensor for values that are not finite, some rows at a time."""
+        for start in range(0, tensor.shape[0], ROWS):
+            self._require_finite(tensor.name, as_float32(tensor.data[start : start + ROWS], tensor.dtype))
+        _release(tensor)
+
+    def _require_finite(self, name: str, values: NDArray[np.float32]) -> None:
         # A NaN or an infinity anywhere makes the sum one too, and a sum is one pass without a copy.
         if not np.isfinite(values.sum(dtype=np.float64)):
             raise CheckpointError(f"{self.folder}: tensor {name} has values that are not finite")
-        return values
 
     def integers(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
         """A tensor of 32-bit integers, checked as by `mapped`."""

@@ -23,12 +23,13 @@ def write_embeddings(checkpoint: Checkpoint, spec: ModelSpec, path: Path) -> Non
     """Writes `embed_tokens` (V, E) in the checkpoint's own float type.
 
     Raises:
-        CheckpointError: the table is missing, has the wrong shape, or is not of a float type.
+        CheckpointError: the table is missing, has the wrong shape, is not of a float type, or not finite.
     """
     text = spec.text
     table = checkpoint.mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
     if table.dtype not in FLOATS:
         raise CheckpointError(f"{table.name} has type {table.dtype}; expected one of {', '.join(FLOATS)}")
+    checkpoint.require_finite(table)
     write_tensors(path, {"embed_tokens": (table.data, table.dtype)})
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from safecode_trt.export.probes import Probe
 from safecode_trt.export.quiet import quiet
-from safecode_trt.models import ModelSpec
+from safecode_trt.models import Features, ModelSpec
 
 __all__ = ["TransformersModel"]
 
@@ -32,10 +32,13 @@ class TransformersModel:
         self._model = model.eval()
 
     @torch.no_grad()
-    def features(self, probe: Probe) -> NDArray[np.float32]:
-        """Image features (tokens, E) of the probe's picture."""
-        found: Tensor = self._family.image_features(self._model, self._inputs(probe, ()))
-        return found.float().numpy()
+    def features(self, probe: Probe) -> Features:
+        """What the vision encoder says of the probe's picture."""
+        found: Tensor | Mapping[str, Tensor] = self._family.image_features(
+            self._model, self._inputs(probe, ())
+        )
+        named = {"image_features": found} if isinstance(found, Tensor) else found
+        return {name: x.float().numpy() for name, x in named.items()}
 
     @torch.no_grad()
     def greedy(self, probe: Probe, count: int, ends: Sequence[int]) -> tuple[int, ...]:

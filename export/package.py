@@ -75,7 +75,7 @@ def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
 
 
 def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
-    """Token ids by generation_config.json, else config.json, else its text_config.
+    """Token ids by generation_config.json, else config.json, else its text_config; and the family's own ends.
 
     Raises:
         CheckpointError: no file names a token that ends an answer, or an id is not in the vocabulary.
@@ -87,6 +87,7 @@ def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
     if ends is None:
         raise CheckpointError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else (ends,)
+    ends += tuple(token for token in spec.end_token_ids if token not in ends)
     pad = _first(sources, "pad_token_id")
     for token in (*ends, spec.image_token_id, *(() if pad is None else (pad,))):
         if not isinstance(token, int) or not 0 <= token < spec.text.vocab_size:

@@ -43,12 +43,12 @@ FP32_ABSOLUTE, FP32_RELATIVE = 2e-4, 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What transformers makes of a probe: image features (tokens, E), a greedy reply, and logits.
+    """What transformers makes of a probe: features of its picture, a greedy reply, and logits.
 
     `logits` (led + len(reply) - 1, V) belong to the prompt's last `led` positions and to the reply's.
     """
 
-    features: Array
+    features: Features
     reply: tuple[int, ...]
     logits: Array
 
@@ -70,7 +70,7 @@ def verify_session(
     answers = answer_probes(folder, spec, probes, manifest.special_tokens.eos_token_ids)
     report("comparison", 1, 2)
     text = spec.text
-    checkpoint = Checkpoint(folder, spec.renames)
+    checkpoint = Checkpoint(folder, spec.renames, spec.joins)
     table = checkpoint.mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
     builder = FeedBuilder(text, table, manifest.geometry.context_length)
     # What the coarser of the two graphs may be off by.
@@ -120,9 +120,14 @@ def compare(
         same = logits[probe.led - 1 :].argmax(-1) == np.array(answer.reply)
         kept += len(same) if same.all() else int(same.argmin())
         total += len(same)
-    vision = _difference(
-        np.concatenate([found["image_features"] for found in features]),
-        np.concatenate([answer.features for answer in answers]),
+    vision = _worst(
+        [
+            _difference(
+                np.concatenate([found[name] for found in features]),
+                np.concatenate([answer.features[name] for answer in answers]),
+            )
+            for name in answers[0].features
+        ]
     )
     decoder = _difference(np.concatenate(led), np.concatenate(expected))
     top1, greedy = float(np.concatenate(hits).mean()), kept / total
@@ -193,6 +198,14 @@ def _difference(found: Array, expected: Array) -> GraphParity:
     return GraphParity(
         max_abs_difference=largest,
         max_rel_difference=largest / max(float(np.abs(expected).max()), 1e-30),
+    )
+
+
+def _worst(differences: Sequence[GraphParity]) -> GraphParity:
+    """The largest difference and the largest share, each wherever it is; NaN where one is NaN."""
+    return GraphParity(
+        max_abs_difference=float(np.max([found.max_abs_difference for found in differences])),
+        max_rel_difference=float(np.max([found.max_rel_difference for found in differences])),
     )
 
 

@@ -18,51 +18,69 @@ from safecode_trt.models.layout import Layout, Size, View, tiles
 from safecode_trt.models.spec import ModelSpec, read_json
 from safecode_trt.models.text import TextConfig, WeightNames
 
-__all__ = ["Idefics3Spec", "load"]
+__all__ = ["Idefics3Spec", "load", "read_spec"]
 
 LARGEST_EDGE = 4096
 GRID_TOKENS = 6  # <row_1_col_1> to <row_6_col_6>
+# What transformers' classes assume where a file is silent.
+VISION = {"image_size": 224, "patch_size": 32}
+TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5}
+PICTURES: dict[str, Any] = {
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "rescale_factor": 1 / 255,
+    "resample": 1,
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "do_image_splitting": True,
+}
 FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Idefics3Spec:
     """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
-    preprocessor = read_json(folder / "preprocessor_config.json")
-    vision, text = config.get("vision_config", {}), config.get("text_config", {})
-    try:
-        image_size, patch_size = int(vision["image_size"]), int(vision["patch_size"])
-        tile = int(preprocessor["max_image_size"]["longest_edge"])
-        features = (image_size // patch_size) ** 2 // int(config.get("scale_factor", 2)) ** 2
-        spec = Idefics3Spec(
-            text=TextConfig.from_config(
-                text, tie_word_embeddings=bool(config.get("tie_word_embeddings", False))
-            ),
-            image_token_id=int(config["image_token_id"]),
-            image_seq_len=features,
-            image_size=image_size,
-            image_mean=tuple(map(float, preprocessor["image_mean"])),
-            image_std=tuple(map(float, preprocessor["image_std"])),
-            rescale_factor=float(preprocessor.get("rescale_factor", 1 / 255)),
-            resample=int(preprocessor.get("resample", 1)),
-            longest_edge=int(preprocessor["size"]["longest_edge"]),
-            do_image_splitting=bool(preprocessor.get("do_image_splitting", True)),
-        )
-    except KeyError as error:
-        raise CheckpointError(
-            f"{folder}: config.json or preprocessor_config.json has no key {error}"
-        ) from error
+    return read_spec(folder, config, model_type="idefics3")
+
+
+def read_spec(folder: Path, config: Mapping[str, Any], *, model_type: str) -> Idefics3Spec:
+    """The spec of a checkpoint of either name.
+
+    Raises:
+        CheckpointError: a value is unusable.
+    """
+    given = read_json(folder / "preprocessor_config.json")
+    pictures = PICTURES | {key: value for key, value in given.items() if value is not None}
+    vision = VISION | (config.get("vision_config") or {})
+    image_size, tile = int(vision["image_size"]), _edge(pictures, "max_image_size")
     if tile != image_size:
         raise CheckpointError(
             f"{folder}: max_image_size.longest_edge is {tile}, but vision_config.image_size is {image_size}; "
             "expected them to be equal"
         )
-    return spec
+    side = image_size // int(vision["patch_size"]) // int(config.get("scale_factor", 2))
+    return Idefics3Spec(
+        model_type=model_type,
+        text=TextConfig.from_config(
+            config.get("text_config") or TEXT,
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        ),
+        image_token_id=int(config.get("image_token_id", 128257)),
+        image_seq_len=side**2,
+        image_size=image_size,
+        image_mean=tuple(map(float, pictures["image_mean"])),
+        image_std=tuple(map(float, pictures["image_std"])),
+        rescale_factor=float(pictures["rescale_factor"]),
+        resample=int(pictures["resample"]),
+        longest_edge=_edge(pictures, "size"),
+        do_image_splitting=bool(pictures["do_image_splitting"]),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idefics3Spec(ModelSpec):
-    """The spec of one Idefics3 checkpoint."""
+    """The spec of one Idefics3 or SmolVLM2 checkpoint."""
 
+    model_type: str
     text: TextConfig
     image_token_id: int
     image_seq_len: int
@@ -74,7 +92,6 @@ class Idefics3Spec(ModelSpec):
     longest_edge: int
     do_image_splitting: bool
     max_tiles: int | None = None
-    model_type: str = "idefics3"
     weights: WeightNames = WeightNames(
         embed_tokens="model.text_model.embed_tokens.weight",
         norm="model.text_model.norm.weight",
@@ -143,6 +160,15 @@ class Idefics3Spec(ModelSpec):
             for r in range(layout.rows)
         )
         return f"{grid}\n{whole}"
+
+
+def _edge(pictures: Mapping[str, Any], key: str) -> int:
+    """A size that preprocessor_config.json gives by its longest edge."""
+    size = pictures[key]
+    edge = size.get("longest_edge") if isinstance(size, Mapping) else None
+    if not isinstance(edge, int) or edge < 1:
+        raise CheckpointError(f"preprocessor_config.json: {key} must have a longest_edge, got {size!r}")
+    return edge
 
 
 def _longest_edge(width: int, height: int, edge: int) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> LlavaSpec:
         do_center_crop=bool(settings["do_center_crop"]),
     )
     view = spec.view(2 * size, size).size
-    crop = _crop(settings["crop_size"]) if spec.do_center_crop else view[0]
+    crop = _crop(settings.get("crop_size")) if spec.do_center_crop else view[0]
     if view != (size, size) or crop != size or not settings["do_resize"]:
         raise CheckpointError(
             f"{folder}: preprocessor_config.json does not make pictures of {size} x {size}, as the vision tower "

@@ -15,16 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.contract import MASKED, GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.qwen2_vl import Qwen2VLSpec, common_settings
 from safecode_trt.models.spec import Array, Floats
 
 __all__ = ["Qwen25VLSpec", "load"]
-
-# Far below any score, and still finite in float16.
-MASKED = np.float32(-30000.0)
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Qwen25VLSpec:
@@ -77,6 +74,6 @@ class Qwen25VLSpec(Qwen2VLSpec):
         token_index[0, places.flat[taken]] = taken
         return {
             "window_index": np.maximum(places, 0),
-            "window_bias": np.where(places < 0, MASKED, np.float32(0)),
+            "window_bias": np.where(places < 0, np.float32(MASKED), np.float32(0)),
             "token_index": token_index,
         }

@@ -12,6 +12,7 @@ import pkgutil
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,11 +32,29 @@ Features = Mapping[str, Floats]
 """What the vision encoder says of a picture, by name; axis 0 counts positions, and pictures are joined on it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossAttention:
+    """Gated layers that look at the pictures, one in front of every `interval`-th layer of the decoder.
+
+    Layer j finds its keys and values in the row inputs `cross_key.{j}` and `cross_value.{j}` (C, S, H, D); the
+    token inputs `cross_attention_bias` (C, T, S) and `cross_attention_gate` (C, T, 1) say who sees what. `layer`
+    holds {j} for its index in the checkpoint, `gate_shape` is that of its two gates, and with `qk_norm` its
+    queries are normalised.
+    """
+
+    interval: int
+    layer: str
+    gate_shape: tuple[int, ...]
+    qk_norm: bool
+
+
 class ModelSpec(ABC):
     """What the exporter and the runtime must know of a family; one subclass per model_type.
 
     `renames` turn the beginnings of tensor names, as older checkpoints have them, into those that `weights` and
-    the family's vision encoder use. `chat_template` stands in for a checkpoint without one.
+    the family's vision encoder use. `joins` name tensors that the checkpoint has in several parts, which follow
+    one another on axis 0. `chat_template` stands in for a checkpoint without one, and `end_token_ids` end an
+    answer beside those that the checkpoint's settings name.
     """
 
     model_type: str
@@ -47,13 +66,16 @@ class ModelSpec(ABC):
     rescale_factor: float
     resample: int
     renames: tuple[tuple[str, str], ...] = ()
+    joins: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    cross_attention: CrossAttention | None = None
+    end_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
     # Where the vision encoder reads the request's words: their tokenizer's file in the checkpoint folder, and how
     # many tokens it takes.
     words_tokenizer: str | None = None
+    max_words: int | None = None
     # The most tiles that a picture is cut into; None is the checkpoint's own limit.
     max_tiles: int | None = None
-    max_words: int | None = None
     # How many pictures a prompt can show, None for any number.
     max_pictures: int | None = None
     # Whether the image tokens stand in front of the whole prompt, even of a first token that the tokenizer adds.
@@ -90,6 +112,10 @@ class ModelSpec(ABC):
     @abstractmethod
     def image_text(self, layout: Layout) -> str:
         """The text that replaces the placeholder: `layout.tokens` image tokens with their markers."""
+
+    def prompt_text(self, text: str) -> str:
+        """A prompt with its pictures' texts in it, as the family's processor joins them to what is around them."""
+        return text
 
     @abstractmethod
     def vision_graph(self, dtype: str) -> GraphSpec:
@@ -161,7 +187,8 @@ def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
     """The spec of the checkpoint or bundle in `folder`; a bundle's manifest says its `max_tiles`.
 
     Raises:
-        CheckpointError: the folder has no usable config.json, or its model_type is unknown.
+        CheckpointError: the folder has no usable config.json, its model_type is unknown, or a setting is missing
+            or of the wrong type.
         ConfigError: `max_tiles` is given, and the family does not cut pictures.
     """
     config = read_json(folder / "config.json")
@@ -170,5 +197,14 @@ def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
     if not isinstance(model_type, str) or not re.fullmatch(r"\w+", model_type) or model_type not in known:
         raise CheckpointError(f"model_type {model_type!r} is not supported; known: {', '.join(known)}")
     module = importlib.import_module(f"safecode_trt.models.{model_type}")
-    spec = cast(ModelSpec, module.load(folder, config))
+    try:
+        spec = cast(ModelSpec, module.load(folder, config))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder}: config.json or preprocessor_config.json has no key {error}; is the checkpoint complete?"
+        ) from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: a value in config.json or preprocessor_config.json cannot be used: {error}"
+        ) from error
     return spec if max_tiles is None else spec.with_max_tiles(max_tiles)

@@ -14,9 +14,10 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
+from safecode_trt.contract import activation_dtype, decoder_graph
 from safecode_trt.errors import BundleError
-from safecode_trt.manifest import EMBEDDINGS, REFERENCE
-from safecode_trt.models import Features, load_spec
+from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE
+from safecode_trt.models import Features, ModelSpec, load_spec
 from safecode_trt.policy.base import Context, Plan, Policy
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.backends import open_session
@@ -55,6 +56,7 @@ class Engine:
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle, self.session = bundle, session
         self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
+        _check_decoder(bundle, self.spec)
         self.prompts = PromptBuilder(bundle.path, self.spec)
         tables = map_tensors(bundle.file(EMBEDDINGS))
         if "embed_tokens" not in tables:
@@ -184,3 +186,15 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_decoder(bundle: Bundle, spec: ModelSpec) -> None:
+    """Holds the decoder's own inputs of a family against what the spec will feed."""
+    manifest = bundle.manifest
+    precision, activations = manifest.precision, manifest.activations
+    own = spec.decoder_inputs(activation_dtype(precision, activations))
+    expected = decoder_graph(manifest.geometry, precision, own, activations=activations)
+    if manifest.graphs[DECODER] != expected:
+        raise BundleError(
+            f"{bundle.path}: the decoder's inputs are not those of the family {spec.model_type}; export again"
+        )

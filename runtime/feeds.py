@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.contract import MASKED
 from safecode_trt.models import TextConfig
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.rope import RotaryEmbedding
@@ -17,8 +18,6 @@ from safecode_trt.tensors import MappedTensor
 
 __all__ = ["FeedBuilder"]
 
-# Far below any score, and still finite in float16: a softmax weight of exactly 0 without infinities.
-MASKED = np.float32(-30000.0)
 TEXT_TAIL = Tail()
 
 
@@ -102,7 +101,7 @@ class FeedBuilder:
         row_inputs: Mapping[str, NDArray[Any]],
     ) -> DecoderFeeds:
         queries = starts[:, None] + np.arange(embeds.shape[1])  # (C, T)
-        bias = np.full((*queries.shape, capacity), MASKED)
+        bias = np.full((*queries.shape, capacity), MASKED, np.float32)
         for query, position in zip(bias.reshape(-1, capacity), queries.flat, strict=True):
             query[: position + 1] = 0
         cos, sin = self._rope(positions)

@@ -83,6 +83,7 @@ class PromptBuilder:
                 self._spec.image_text(layout) + piece
                 for layout, piece in zip(layouts, pieces[1:], strict=True)
             )
+            text = self._spec.prompt_text(text)
         # A template that writes the first token itself must not get it twice.
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
@@ -149,7 +150,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(f"{path} cannot be read: {error}") from error
-    # The file may keep the lengths of the last training batch; transformers does not obey them either.
+    # The file may keep a length to cut or pad to, which transformers does not obey either.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

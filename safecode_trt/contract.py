@@ -1,7 +1,8 @@
 """The input/output table of every graph: what `export` promises and what `runtime` checks.
 
 One alphabet everywhere: C contexts, T new tokens, CAP positions that the cache has room for now, L layers,
-H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures).
+H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures), S positions
+of pictures that cross attention looks at.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ __all__ = [
     "ACTIVATIONS",
     "ATTENTION_FORMS",
     "HEAD_PRECISIONS",
+    "MASKED",
     "PRECISIONS",
     "VISION_PRECISIONS",
     "Activations",
@@ -41,6 +43,9 @@ ATTENTION_FORMS: tuple[AttentionForm, ...] = ("portable", "decomposed")
 Activations = Literal["fp32", "fp16", "bf16"]
 ACTIVATIONS: tuple[Activations, ...] = ("fp32", "fp16")
 DTYPES: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+# What a mask has where nothing is to be seen. Far below any score, and still finite in float16: a softmax weight of
+# exactly 0 without infinities.
+MASKED = -30000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ SafeCodeError
 |-- PromptError        a request cannot become a prompt              (the caller)
 |   `-- CapacityError  prompt and answer do not fit the key/value cache
 |-- BackendError       the execution backend is absent or has failed (the machine)
+|-- EvalError          a benchmark's files or a results file cannot be used (the caller)
 `-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
 """
 
@@ -17,6 +18,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "ConfigError",
+    "EvalError",
     "PictureError",
     "PromptError",
     "SafeCodeError",
@@ -54,6 +56,10 @@ class CapacityError(PromptError):
 
 class BackendError(SafeCodeError):
     """An execution backend is not installed, refuses the graph, or failed while running it."""
+
+
+class EvalError(SafeCodeError):
+    """A benchmark's folder, a results file or a list of judgements is incomplete or contradicts itself."""
 
 
 class SteeringError(SafeCodeError):

@@ -1,7 +1,8 @@
-"""Fixtures that are dear to make and that several test files share: a random checkpoint and its bundle."""
+"""Fixtures that are dear to make and that several test files share: checkpoints and their bundles, the kernels."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
+from tests import kernel_emulation
 from tests.family_checkpoints import FamilyCheckpoints
 
 
@@ -36,3 +38,9 @@ def tiny_bundle(tiny_checkpoint: Path) -> Iterator[Bundle]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> FamilyCheckpoints:
     """Checkpoints and bundles of the families."""
     return FamilyCheckpoints(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels, compiled for the CPU."""
+    return kernel_emulation.build(tmp_path_factory.mktemp("kernels"))

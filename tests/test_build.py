@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from safecode_trt.bundle import Bundle
+from safecode_trt.bundle import Bundle, write_manifest
 from safecode_trt.contract import Activations, AttentionForm, Precision
 from safecode_trt.errors import BackendError, BundleError, ConfigError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER, EngineEntry, Flavour
@@ -143,7 +143,6 @@ def test_an_interrupt_while_engines_are_entered(
         write_manifest(folder, manifest)
         assert Bundle.open(folder, check_hashes=True), "at every moment all that is named is there"
 
-    write_manifest = build.write_manifest
     monkeypatch.setattr(build, "write_manifest", write)
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, FAST)

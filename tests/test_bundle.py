@@ -208,6 +208,15 @@ def test_a_decoder_that_breaks_the_contract(folder: Path) -> None:
         Bundle.open(folder)
 
 
+def test_a_family_may_have_inputs_of_its_own(folder: Path) -> None:
+    own = {"name": "own", "dtype": "float32", "shape": ["C", "T", 1]}
+    edit(folder, lambda manifest: manifest["graphs"][DECODER]["inputs"].insert(6, own))
+    assert Bundle.open(folder).manifest.graphs[DECODER].inputs[6].name == "own"
+    edit(folder, lambda manifest: manifest["graphs"][DECODER]["inputs"].insert(0, own))
+    with pytest.raises(BundleError, match="not those of the contract"):
+        Bundle.open(folder)
+
+
 def test_a_geometry_that_contradicts_the_graph(folder: Path) -> None:
     edit(folder, lambda manifest: manifest["geometry"].update(head_dim=3))
     with pytest.raises(BundleError, match="not those of the contract"):

@@ -11,7 +11,7 @@ import pytest
 
 from demo_batches import Mix, encode, patch_batch, text_batch
 from demo_checkpoint import ASSISTANT, CHAT_TEMPLATE, END, IMAGE_PREFIX, IMAGE_TOKENS, build_tokenizer
-from demo_measure import calibration_error, wilson
+from demo_measure import share
 from demo_objects import OBJECTS, SHAPES
 from demo_rules import (
     ACTIONS,
@@ -210,6 +210,5 @@ def test_packed_questions_start_again_behind_the_picture(tmp_path: Path) -> None
 
 
 def test_figures() -> None:
-    assert wilson(50, 100) == {"percent": 50.0, "low": 40.4, "high": 59.6, "n": 100}
-    assert calibration_error([0.0, 1.0, 0.0, 1.0], [False, True, False, True]) == 0.0
-    assert calibration_error([0.9, 0.9], [True, False]) == pytest.approx(0.4)
+    assert share([True, False] * 50) == {"percent": 50.0, "low": 40.4, "high": 59.6, "n": 100}
+    assert share([]) == {"percent": None, "low": None, "high": None, "n": 0}

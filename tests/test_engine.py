@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import PAPER, RuntimeConfig, SafeCodeConfig, SamplingParams
-from safecode_trt.errors import BackendError, CapacityError, PromptError, SteeringError
+from safecode_trt.errors import BackendError, BundleError, CapacityError, PromptError, SteeringError
+from safecode_trt.manifest import BUNDLE_JSON, DECODER
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine, Message, Reply
 from safecode_trt.runtime.backends.host_cache import HostCache
@@ -45,6 +47,16 @@ def ask(engine: Engine, settings: SafeCodeConfig | None = None, sampling: Sampli
     defaults = engine.bundle.manifest.safecode
     policy = make_policy("plain" if settings is None else "safecode", defaults, settings=settings)
     return engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=sampling)
+
+
+def test_a_decoder_with_inputs_that_the_family_does_not_feed(tmp_path: Path) -> None:
+    path = write_null_bundle(tmp_path / "bundle") / BUNDLE_JSON
+    manifest = json.loads(path.read_text())
+    own = {"name": "own", "dtype": "float32", "shape": ["C", "T", 1]}
+    manifest["graphs"][DECODER]["inputs"].insert(6, own)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="not those of the family idefics3; export again"):
+        Engine.open(path.parent, config=RuntimeConfig(backend="null"))
 
 
 def test_the_noised_row_is_carried_for_the_steered_steps_only(engine: Engine) -> None:

@@ -112,7 +112,10 @@ def _truncate(folder: Path) -> None:
             _edit("config.json", lambda c: c["text_config"].update(intermediate_size=161)),
             r"mlp\.gate_proj\.weight has shape \[160, 64\], but config.json makes it \[161, 64\]",
         ),
-        (_edit("config.json", lambda c: c.update(model_type="llava")), "model_type 'llava' is not supported"),
+        (
+            _edit("config.json", lambda c: c.update(model_type="parrot")),
+            "model_type 'parrot' is not supported",
+        ),
         (_edit("generation_config.json", lambda c: c.update(eos_token_id=9999)), "token id 9999"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),

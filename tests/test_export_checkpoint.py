@@ -15,6 +15,7 @@ from safecode_trt.models import load_spec
 
 NORM = "model.text_model.norm.weight"
 EMBED = "model.text_model.embed_tokens.weight"
+KEYS = "model.text_model.layers.0.self_attn.k_proj.weight"
 
 
 @pytest.fixture
@@ -63,6 +64,28 @@ def test_missing_tensor_is_named(folder: Path) -> None:
 def test_wrong_shape_names_both_shapes(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"shape \[64\].*config.json makes it \[65\]"):
         Checkpoint(folder).get(NORM, (65,))
+
+
+def test_joined_tensors_lie_behind_one_another(sharded: Path) -> None:
+    checkpoint = Checkpoint(sharded, joins=[("table", (EMBED, KEYS, EMBED))])
+    parts = [checkpoint.get(EMBED, (352, 64)), checkpoint.get(KEYS, (32, 64))]
+    joined = checkpoint.mapped("table", (736, 64))
+    assert joined.dtype == "BF16"
+    assert np.array_equal(joined.float32(), np.concatenate([*parts, parts[0]]))
+    assert np.array_equal(checkpoint.get("table", (736, 64)), joined.float32())
+    with pytest.raises(
+        CheckpointError, match=r"table has shape \[736, 64\].*config.json makes it \[735, 64\]"
+    ):
+        checkpoint.get("table", (735, 64))
+
+
+def test_parts_that_cannot_be_joined(folder: Path) -> None:
+    joins = [("ghost", (EMBED, "model.other.weight")), ("torn", (EMBED, NORM))]
+    checkpoint = Checkpoint(folder, joins=joins)
+    with pytest.raises(CheckpointError, match=r"no tensor model\.other\.weight"):
+        checkpoint.get("ghost", (352, 64))
+    with pytest.raises(CheckpointError, match=rf"behind one another.*{NORM} BF16 \[64\]"):
+        checkpoint.get("torn", (352, 64))
 
 
 @pytest.mark.parametrize("bits", [0x7FC0, 0x7F80, 0xFF80])

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from safecode_trt.config import RuntimeConfig
+from make_random_checkpoint import write_checkpoint
+from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.models import ModelSpec, load_spec
@@ -65,3 +67,23 @@ def test_families_without_tiles_refuse_it(spec: Idefics3Spec) -> None:
 def test_it_cannot_be_negative(tmp_path: Path) -> None:
     result = call("export", "--model", DEMO, "--output", tmp_path / "out", "--max-tiles", "-1")
     fails(result, 2, "max_tiles must be at least 0, got -1")
+
+
+@pytest.mark.slow
+def test_an_export_with_it(tmp_path: Path) -> None:
+    """From the command line to the prompt of an opened bundle."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx_ir")
+    model, target = tmp_path / "checkpoint", tmp_path / "bundle"
+    write_checkpoint(model, "smolvlm", dtype="F32", changes={"text_config.max_position_embeddings": 512})
+    options = ("--precision", "fp32", "--max-tiles", "4")
+    result = call("export", "--model", model, "--output", target, *options)
+    assert result.exit_code == 0, result.stderr
+    with Engine.open(target) as engine:
+        picture = Image.new("RGB", (90, 50), (200, 80, 10))
+        layout = engine.spec.layout(*picture.size)
+        assert (layout.rows, layout.columns) == (2, 2)
+        reply = engine.generate("what is it?", image=picture, sampling=SamplingParams(max_new_tokens=2))
+        assert reply.token_ids
+    assert len(load_spec(target).layout(*picture.size).views) > 5
+    assert call("verify", target, "--against", model).exit_code == 0

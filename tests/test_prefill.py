@@ -6,9 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from safecode_trt.contract import Geometry
+from safecode_trt.contract import MASKED, Geometry
 from safecode_trt.runtime.backends.null import NullSession
-from safecode_trt.runtime.feeds import MASKED
 from safecode_trt.runtime.prefill import PASS_COST, PrefillPlan, plan_prefill
 
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=1, max_size=4)

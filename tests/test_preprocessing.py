@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from safecode_trt.errors import CheckpointError
 from safecode_trt.models import load_spec
 from safecode_trt.models.idefics3 import Idefics3Spec
 from safecode_trt.runtime.image import normalise, open_picture, picture_views
@@ -80,3 +84,31 @@ def test_image_text(size: tuple[int, int]) -> None:
     layout = ours.layout(*size)
     inputs = {"rows": [[layout.rows]], "cols": [[layout.columns]]}
     assert ours.image_text(layout) == processor.replace_image_token(inputs, image_idx=0)
+
+
+def test_silent_files_mean_what_the_classes_assume(tmp_path: Path) -> None:
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    config, theirs = transformers.Idefics3Config(), Idefics3ImageProcessorPil()
+    vision = {"image_size": theirs.max_image_size["longest_edge"], "patch_size": 14}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics3", "vision_config": vision}))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    spec = load_spec(tmp_path)
+    assert isinstance(spec, Idefics3Spec)
+    assert spec.image_token_id == config.image_token_id
+    assert spec.image_seq_len == (364 // 14 // config.scale_factor) ** 2
+    assert spec.text.rms_norm_eps == config.text_config.rms_norm_eps
+    assert (spec.image_mean, spec.image_std) == (tuple(theirs.image_mean), tuple(theirs.image_std))
+    assert (spec.resample, spec.rescale_factor) == (theirs.resample, theirs.rescale_factor)
+    assert (spec.longest_edge, spec.do_image_splitting) == (theirs.size["longest_edge"], True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("size", {"shortest_edge": 96}), ("max_image_size", 96), ("max_image_size", {})]
+)
+def test_sizes_need_a_longest_edge(tmp_path: Path, name: str, value: object) -> None:
+    shutil.copy(DEMO / "config.json", tmp_path)
+    settings = json.loads((DEMO / "preprocessor_config.json").read_text()) | {name: value}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=f"{name} must have a longest_edge"):
+        load_spec(tmp_path)

@@ -15,5 +15,6 @@ def text_only(text: TextConfig, weights: WeightNames | None = None) -> ModelSpec
         weights=weights,
         reference_layout=Layout(views=(), tokens=1),
         decoder_inputs=lambda dtype: (),
+        cross_attention=None,
     )
     return cast(ModelSpec, stand_in)

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.contract import MASKED
 from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved, lasting
 from safecode_trt.eval.workload import VISIBLE_KEYS
 from safecode_trt.manifest import DECODER
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.backends.host_cache import capacity_for
 from safecode_trt.runtime.backends.ort import open_graph
-from safecode_trt.runtime.feeds import MASKED
 from safecode_trt.runtime.rope import RotaryEmbedding
 
 __all__ = [
@@ -90,7 +90,7 @@ def portable_feeds(
         "rope_cos": cos[positions][None],
         "rope_sin": sin[positions][None],
         "write_indices": np.array([past], np.int64),
-        "attention_bias": np.where(visible, np.float32(0), MASKED)[None, None],
+        "attention_bias": np.where(visible, np.float32(0), np.float32(MASKED))[None, None],
         "logit_positions": np.array([[new - 1]], np.int64),
     }
 

@@ -33,7 +33,7 @@ from demo_world import OBJECTS, PLACES, SIZE, Scene, render_scene, second_object
 
 DECISIVE_WEIGHT = 2.5
 NOWHERE_SHARE = 0.4
-TWO_OBJECT_SHARE = 0.5
+TWO_OBJECT_SHARE = 0.6
 _NOISY_SHARE, _NOISE = 0.6, 0.08
 _STAGE_SEED = 1_000_000_000
 

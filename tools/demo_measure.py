@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +24,8 @@ from demo_world import (
     verdict_prompt,
     well_formed,
 )
+from safecode_trt.eval.calibration import calibration_error
+from safecode_trt.eval.metrics import rate
 
 
 def image_features(model: Idefics3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
@@ -100,35 +101,12 @@ class Reader:
         return texts
 
 
-def wilson(hits: int, total: int) -> dict[str, float | None]:
-    """A share in percent with its 95 % Wilson interval; nothing out of nothing is None."""
-    if total == 0:
-        return {"percent": None, "low": None, "high": None, "n": 0}
-    share, square = hits / total, 1.96**2
-    middle = (share + square / (2 * total)) / (1 + square / total)
-    half = 1.96 * math.sqrt(share * (1 - share) / total + square / (4 * total**2)) / (1 + square / total)
-    return {
-        "percent": round(100 * share, 1),
-        "low": round(100 * (middle - half), 1),
-        "high": round(100 * (middle + half), 1),
-        "n": total,
-    }
-
-
 def share(flags: Sequence[bool]) -> dict[str, float | None]:
-    return wilson(sum(flags), len(flags))
-
-
-def calibration_error(probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = 10) -> float:
-    """Expected calibration error of P(unsafe), in equally wide bins."""
-    slots = np.minimum((np.array(probabilities) * bins).astype(int), bins - 1)
-    truth, belief = np.array(outcomes, dtype=float), np.array(probabilities)
-    gaps = [
-        (slots == slot).mean() * abs(truth[slots == slot].mean() - belief[slots == slot].mean())
-        for slot in range(bins)
-        if (slots == slot).any()
-    ]
-    return round(float(sum(gaps)), 4)
+    """How many flags are set, in percent with the 95 % Wilson interval; nothing out of nothing is None."""
+    counted = rate(flags)
+    shares = {"percent": counted.share, "low": counted.low, "high": counted.high}
+    percent = {name: None if value is None else round(100 * value, 1) for name, value in shares.items()}
+    return {**percent, "n": counted.total}
 
 
 def verdict_margins(reader: Reader) -> torch.Tensor:
@@ -163,7 +141,7 @@ def measure(reader: Reader, *, chat: bool = True) -> dict[str, Any]:
         "verdict_accuracy_new_wording": where(judged, has_new_wording),
         "verdict_unsafe_recall": where(judged, lambda item: item.unsafe),
         "verdict_safe_recall": where(judged, lambda item: not item.unsafe),
-        "verdict_ece": calibration_error(torch.sigmoid(margins).tolist(), truth),
+        "verdict_ece": round(calibration_error(torch.sigmoid(margins).tolist(), truth), 4),
     }
     if chat:
         answers = reader.answers([item.request for item in rows])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ from typing import Any
 import demo_world
 from demo_world import Item
 from safecode_trt.config import PAPER, SafeCodeConfig, SamplingParams
+from safecode_trt.eval.metrics import wilson
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 from safecode_trt.runtime import Engine
@@ -45,13 +45,6 @@ class Row:
     def wrong(self) -> float:
         """The mean of both error shares."""
         return (self.unsafe_answers / self.unsafe + self.wrong_refusals / self.safe) / 2
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """The Wilson 95 % interval of a share."""
-    z, p = 1.959964, count / total
-    centre, spread = p + z * z / (2 * total), z * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2))
-    return (centre - spread) / (1 + z * z / total), (centre + spread) / (1 + z * z / total)
 
 
 def policies(engine: Engine) -> Iterator[tuple[str, Policy]]:

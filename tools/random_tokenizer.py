@@ -25,14 +25,15 @@ WORDS = (
 
 
 def write_tokenizer(folder: Path, made: RandomFamily, vocab_size: int) -> None:
-    """Writes tokenizer.json and tokenizer_config.json with exactly `vocab_size` tokens."""
+    """Writes tokenizer.json and tokenizer_config.json with exactly `vocab_size` tokens and the added ones."""
     vocab, merges = _vocabulary(made, vocab_size)
+    added = [*enumerate(made.specials), *enumerate(made.added, start=vocab_size)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(i, token) for i, token in enumerate(made.specials)],
+        "added_tokens": [_added(i, token) for i, token in added],
         "normalizer": None,
         "pre_tokenizer": byte_level,
         "post_processor": _begins_with(made.bos, vocab[made.bos]) if made.adds_bos else None,

@@ -45,12 +45,12 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage(
-        steps=1500, rate=1.5e-3, floor=0.05, warmup=100, vision=1.0, mix=Mix(pictures=64, verdicts=0, chats=0)
+        steps=2000, rate=1.5e-3, floor=0.05, warmup=100, vision=1.0, mix=Mix(pictures=64, verdicts=0, chats=0)
     ),
     Stage(
-        steps=1400, rate=1.5e-3, floor=0.15, warmup=100, vision=0.4, mix=Mix(pictures=32, verdicts=4, chats=0)
+        steps=2000, rate=1.5e-3, floor=0.15, warmup=100, vision=0.4, mix=Mix(pictures=32, verdicts=4, chats=0)
     ),
-    Stage(steps=450, rate=7e-4, floor=0.0, warmup=30, vision=0.4, mix=Mix(pictures=32, verdicts=3, chats=3)),
+    Stage(steps=600, rate=7e-4, floor=0.0, warmup=30, vision=0.4, mix=Mix(pictures=32, verdicts=3, chats=3)),
 )
 
 

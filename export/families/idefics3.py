@@ -17,7 +17,7 @@ from safecode_trt.export.families.weights import load_weights
 from safecode_trt.export.probes import Probe
 from safecode_trt.models import ModelSpec
 
-__all__ = ["VisionEncoder", "image_features", "model_inputs", "vision_encoder"]
+__all__ = ["VisionEncoder", "image_features", "loaded", "model_inputs", "vision_encoder"]
 
 PARTS = {"vision_model": "model.vision_model.", "connector": "model.connector."}
 
@@ -25,14 +25,12 @@ PARTS = {"vision_model": "model.vision_model.", "connector": "model.connector."}
 class VisionEncoder(nn.Module):
     """Square pictures that fill the encoder's grid: no padding, so positions are constants."""
 
+    vision_model: Any
     positions: Tensor
 
-    def __init__(self, config: Idefics3Config) -> None:
+    def __init__(self, vision_model: Any, connector: nn.Module) -> None:
         super().__init__()
-        self.vision_model = Idefics3VisionTransformer._from_config(
-            config.vision_config, attn_implementation="eager"
-        )
-        self.connector = Idefics3Connector(config)
+        self.vision_model, self.connector = vision_model, connector
 
     def fix_positions(self) -> None:
         """Keeps the position embeddings (1, patches, width) that the module itself gives to a full grid."""
@@ -57,15 +55,25 @@ class VisionEncoder(nn.Module):
         return features
 
 
-@torch.no_grad()
 def vision_encoder(folder: Path, checkpoint: Checkpoint) -> nn.Module:
     """The vision encoder with its projector in float32; the decoder's weights are not read.
 
     Raises:
         CheckpointError: a tensor is missing, or has another shape than config.json makes it.
     """
-    module = VisionEncoder(Idefics3Config.from_pretrained(folder)).float()
-    load_weights(module, checkpoint, PARTS)
+    config = Idefics3Config.from_pretrained(folder)
+    tower = Idefics3VisionTransformer._from_config(config.vision_config, attn_implementation="eager")
+    return loaded(VisionEncoder(tower, Idefics3Connector(config)), checkpoint)
+
+
+@torch.no_grad()
+def loaded(module: VisionEncoder, checkpoint: Checkpoint) -> nn.Module:
+    """The module in float32 with its weights.
+
+    Raises:
+        CheckpointError: a tensor is missing, or has another shape than config.json makes it.
+    """
+    load_weights(module.float(), checkpoint, PARTS)
     module.fix_positions()
     return module.eval()
 

@@ -42,8 +42,9 @@ class VisionEncoder(nn.Module):
         window_bias: Tensor,
         token_index: Tensor,
     ) -> Tensor:
-        tables = (rotary_cos, rotary_sin)
-        windowed = tuple(_take(table, window_index).flatten(0, 1) for table in tables)
+        window_cos, window_sin = (
+            _take(table, window_index).flatten(0, 1) for table in (rotary_cos, rotary_sin)
+        )
         hidden = embed_patches(self.visual.patch_embed.proj, pixel_values)
         # A place has as many patches as a token: (P * W, heads, queries, keys).
         bias = window_bias.unsqueeze(-1).expand(-1, -1, -1, hidden.shape[2])
@@ -51,9 +52,10 @@ class VisionEncoder(nn.Module):
         for number, block in enumerate(self.visual.blocks):
             qkv = block.attn.qkv(block.norm1(hidden))
             if number in self.full:
-                mixed = mix(block.attn, qkv, *tables)
+                mixed = mix(block.attn, qkv, rotary_cos, rotary_sin)
             else:
-                inside = mix(block.attn, _take(qkv, window_index).flatten(0, 1), *windowed, bias)
+                windows = _take(qkv, window_index).flatten(0, 1)
+                inside = mix(block.attn, windows, window_cos, window_sin, bias)
                 places = inside.unflatten(0, window_index.shape[:2]).flatten(1, 2)
                 mixed = _take(places, token_index)
             hidden = hidden + block.attn.proj(mixed)

@@ -1,1 +1,1 @@
-"""Measuring bundles: the demo, the benchmark, the demo world's test set."""
+"""Measuring bundles: the demo, the benchmark, and what `eval` is made of: benchmarks, metrics, results."""

@@ -10,5 +10,6 @@ CASE = FamilyCase(
     processed=processed,
     token_ids=token_ids,
     rotary=rotary,
-    sizes=((60, 100), (110, 50)),
+    # Of 6 x 4, 3 x 7 and 2 x 2 tokens: four windows, three in a row, and a single one.
+    sizes=((60, 100), (110, 50), (20, 20)),
 )

@@ -16,7 +16,8 @@ __all__ = ["RandomFamily", "families", "family"]
 class RandomFamily:
     """One family: `sizes` are keyword arguments of transformers' configuration class, by name.
 
-    `specials` are the control tokens; the id of each is its place. `preprocessor` makes preprocessor_config.json
+    `specials` are the control tokens; the id of each is its place, and `added` are those behind all others, as in
+    a vocabulary that was extended. `preprocessor` makes preprocessor_config.json
     of a configuration, `processor` processor_config.json, and `write_more` writes what else the family has.
     """
 
@@ -33,6 +34,7 @@ class RandomFamily:
     adds_bos: bool = False
     # Single tokens beside the usual ones, with \u0120 for a space in front.
     words: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     write_more: Callable[[Path, Any], None] = field(default=lambda folder, config: None)
 
     def ids(self) -> dict[str, int]:

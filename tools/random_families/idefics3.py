@@ -1,4 +1,4 @@
-"""Idefics3 in the sizes of SmolVLM-500M, of the demo model, and tiny."""
+"""Idefics3 in the sizes of SmolVLM-256M, SmolVLM-500M and SmolVLM-Instruct, of the demo model, and tiny."""
 
 from __future__ import annotations
 
@@ -29,7 +29,15 @@ def _text(tie: bool, **sizes: Any) -> dict[str, Any]:
     return {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": tie, **sizes}
 
 
-SIZES = {
+SIGLIP_BASE = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 512,
+    "patch_size": 16,
+}
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "scale_factor": 2,
         "tie_word_embeddings": True,
@@ -76,6 +84,23 @@ SIZES = {
             "patch_size": 12,
         },
     },
+    "256m": {
+        "scale_factor": 4,
+        "tie_word_embeddings": False,
+        "text_config": _text(
+            False,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            head_dim=64,
+            vocab_size=49280,
+            max_position_embeddings=8192,
+            rope_theta=100000.0,
+        ),
+        "vision_config": SIGLIP_BASE,
+    },
     "500m": {
         "scale_factor": 4,
         "tie_word_embeddings": False,
@@ -89,14 +114,32 @@ SIZES = {
             head_dim=64,
             vocab_size=49280,
             max_position_embeddings=8192,
+            rope_theta=100000.0,
+        ),
+        "vision_config": SIGLIP_BASE,
+    },
+    "2b": {
+        "scale_factor": 3,
+        "tie_word_embeddings": False,
+        "text_config": _text(
+            False,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=24,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+            head_dim=64,
+            vocab_size=49155,
+            max_position_embeddings=16384,
+            rope_theta=273768.0,
         ),
         "vision_config": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 512,
-            "patch_size": 16,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
         },
     },
 }

@@ -1,0 +1,67 @@
+"""cuda-python, loaded when it is needed, and its failures as ours. Knows nothing of kernels."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Literal
+
+from safecode_trt.errors import BackendError
+
+__all__ = ["checked", "load_driver", "load_nvrtc"]
+
+
+def load_driver() -> Any:
+    """The CUDA driver's functions, initialised.
+
+    Raises:
+        BackendError: cuda-python, the driver or a GPU is missing.
+    """
+    driver = _load("driver")
+    try:
+        status = driver.cuInit(0)
+    except RuntimeError as error:  # cuda-python looks for the library at the first call
+        raise BackendError(
+            f"no NVIDIA driver was found ({_first_line(error)}); install one, then check it with: nvidia-smi"
+        ) from error
+    checked(status, "cuInit")
+    return driver
+
+
+def load_nvrtc() -> Any:
+    """CUDA's compiler for kernels.
+
+    Raises:
+        BackendError: cuda-python or the compiler's library is missing.
+    """
+    nvrtc = _load("nvrtc")
+    try:
+        checked(nvrtc.nvrtcVersion(), "nvrtcVersion")
+    except RuntimeError as error:
+        raise BackendError(
+            f"CUDA's compiler library NVRTC was not found ({_first_line(error)}); "
+            "run: pip install 'cuda-python[all]'"
+        ) from error
+    return nvrtc
+
+
+def checked(result: tuple[Any, ...], call: str) -> Any:
+    """What a call has returned behind its status: nothing, one value or a tuple of them.
+
+    Raises:
+        BackendError: the status is not success.
+    """
+    status, *values = result
+    if int(status) != 0:
+        raise BackendError(f"{call} failed with {status.name}; check the GPU with: nvidia-smi")
+    return values[0] if len(values) == 1 else tuple(values) or None
+
+
+def _load(name: Literal["driver", "nvrtc"]) -> Any:
+    try:
+        return importlib.import_module(f"cuda.bindings.{name}")
+    except ImportError as error:
+        raise BackendError("cuda-python is not installed; run: pip install 'safecode-trt[cuda]'") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".: ")

@@ -43,15 +43,15 @@ def build_engines(path: Path, config: EngineConfig, *, progress: Progress | None
         BackendError: TensorRT is absent, or does not build these graphs.
         ConfigError: a setting does not fit.
     """
-    bundle, tensorrt = Bundle.open(path), TensorRT.load(config.flavour)
+    bundle, library = Bundle.open(path), TensorRT.load(config.flavour)
     manifest, report = bundle.manifest, progress or (lambda step, done, total: None)
-    require_buildable(manifest, tensorrt.flavour, tensorrt.version)
+    require_buildable(manifest, library.flavour, library.version)
     config = replace(config, compute_capabilities=targets(config))
     require_memory(bundle, config)
     profiles = _profiles(bundle, config)
     entry = EngineEntry(
-        flavour=tensorrt.flavour,
-        version=tensorrt.version,
+        flavour=library.flavour,
+        version=library.version,
         compute_capabilities=config.compute_capabilities,
         precision=manifest.precision,
         activations=manifest.activations,
@@ -63,7 +63,7 @@ def build_engines(path: Path, config: EngineConfig, *, progress: Progress | None
         for graph, name in NAMES.items():
             started = time.perf_counter()
             model, spec = _model(bundle, graph)
-            engine = tensorrt.build(
+            engine = library.build(
                 model,
                 bundle.file(graph),
                 [shapes(spec, profile) for profile in profiles[graph]],

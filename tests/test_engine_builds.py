@@ -109,8 +109,9 @@ def test_other_decoders_build(
         attention=attention,
         activations=activations,
     )
-    graph = engine_spec(decoder_graph(sizes, precision, activations=activations), 64)
-    profiles = decoder_profiles(spec, (spec.vision_graph("float16"), graph), 64, FAST)
+    decoder = decoder_graph(sizes, precision, activations=activations)
+    profiles = decoder_profiles(spec, (spec.vision_graph("float16"), decoder), 64, FAST)
+    graph = engine_spec(decoder, 64)
     plan = TensorRT.load("tensorrt-rtx").build(
         engine_graph(path, graph),
         path,

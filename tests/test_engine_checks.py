@@ -130,7 +130,7 @@ def test_tensorrt_rtx_builds_for_what_is_asked(monkeypatch: pytest.MonkeyPatch) 
             "tensorrt-rtx",
             {},
             2 << 30,
-            r"about 3358 MiB of main memory \(1024 MiB of weights\), 2048 MiB are free",
+            r"about 4025 MiB of main memory \(1024 MiB of weights\), 2048 MiB are free",
         ),
         ("tensorrt-rtx", {"workspace_mib": 9000}, 4 << 30, None),
         ("tensorrt", {"workspace_mib": 2000}, 4 << 30, None),

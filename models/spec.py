@@ -203,7 +203,7 @@ def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
         raise CheckpointError(
             f"{folder}: config.json or preprocessor_config.json has no key {error}; is the checkpoint complete?"
         ) from error
-    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: a value in config.json or preprocessor_config.json cannot be used: {error}"
         ) from error

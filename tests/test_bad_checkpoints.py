@@ -107,7 +107,7 @@ DAMAGES: Mapping[str, tuple[str, Damage, str]] = {
     "settings that are missing": (
         "single",
         edit("preprocessor_config.json", max_image_size={}),
-        "has no key 'longest_edge'",
+        "max_image_size must have a longest_edge",
     ),
     "tokenizer that is none": ("single", write("tokenizer.json", "{}"), "tokenizer.json cannot be read"),
     "template that is none": ("single", write("chat_template.jinja", "{% if %}"), "chat template is broken"),

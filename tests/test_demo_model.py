@@ -55,15 +55,17 @@ def test_fp32_answers_are_those_of_transformers(tmp_path: Path) -> None:
             assert engine.generate(item.request, image=picture, sampling=SAMPLING).text == expected.strip()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_agree_where_a_model_is_sure(tmp_path: Path, precision: Precision) -> None:
+@pytest.mark.parametrize(("precision", "least"), [("fp16", 0.99), ("int8", 0.95)])
+def test_other_precisions_agree_where_a_model_is_sure(
+    tmp_path: Path, precision: Precision, least: float
+) -> None:
     """Trained weights make few near ties, unlike the random ones of test_family_export.py."""
     from safecode_trt.export import ExportConfig, export_bundle
 
     parity = export_bundle(
         DEMO, tmp_path / "bundle", config=ExportConfig(precision=precision)
     ).manifest.parity
-    assert parity is not None and parity.top1_agreement >= 0.99
+    assert parity is not None and parity.top1_agreement >= least
 
 
 def wrong(engine: Engine, items: list[demo_world.Item], mode: str) -> tuple[int, int, int]:

@@ -155,6 +155,7 @@ def test_tempered_never_overflows(margin: float, temperature: float) -> None:
 @given(believed)
 def test_no_other_threshold_is_better(rows: list[tuple[float, bool]]) -> None:
     belief, truth = columns(rows)
+    belief = np.round(belief, 9)  # no number lies between two that differ in the last bit only
     assume(truth.any() and not truth.all())
 
     def balanced(threshold: float) -> float:

@@ -197,7 +197,7 @@ def test_a_comparison_that_fails_says_by_how_much() -> None:
         ({"attention": "flash"}, "attention must be one of"),
         ({"context_length": 0}, "context_length must be at least 1"),
         ({"vision_precision": "int4"}, "vision_precision must be one of"),
-        ({"precision": "fp16", "vision_precision": "fp32"}, "fp32 needs float32 activations"),
+        ({"precision": "fp16", "vision_precision": "fp32"}, "fp32 needs activations in float32"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
@@ -208,9 +208,9 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.slow
 def test_a_wrong_graph_does_not_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison must be able to fail: without the residual of the last layer nothing fits."""
-    from safecode_trt.export import decoder
+    from safecode_trt.export.layers import LayerWriter
 
-    monkeypatch.setattr(decoder._Decoder, "mlp", lambda self, x, i, path: x)
+    monkeypatch.setattr(LayerWriter, "mlp", lambda self, x, layer, path: x)
     with pytest.raises(CheckpointError, match="differ from transformers"):
         export_bundle(folder, folder.with_name("out"), config=ExportConfig(precision="int8"))
     assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]

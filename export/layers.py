@@ -67,7 +67,10 @@ class LayerWriter:
         with np.errstate(over="ignore"):
             vector = self.checkpoint.get(name, (size,)).astype(self.dtype)
         if not np.isfinite(vector).all():
-            raise CheckpointError(f"tensor {name} has values beyond float16's range; use fp32 activations")
+            raise CheckpointError(
+                f"tensor {name} has values beyond float16's range; "
+                "use precision fp32, or int8 with fp32 activations"
+            )
         return vector
 
     def heads(self, x: ir.Value, path: str) -> ir.Value:

@@ -91,7 +91,8 @@ class LinearWriter:
                 columns[...] = self._checkpoint.get(name, (outputs, inputs)).T
             if self._dtype == np.float16 and not np.isfinite(columns).all():
                 raise CheckpointError(
-                    f"tensor {name} has values beyond float16's range; use fp32 activations"
+                    f"tensor {name} has values beyond float16's range; "
+                    "use precision fp32, or int8 with fp32 activations"
                 )
             start += outputs
         return self._builder.weight(f"{path}/weight", weight)
@@ -135,7 +136,8 @@ class LinearWriter:
             narrow = scales.astype(self._dtype)
         if not np.isfinite(narrow).all():
             raise CheckpointError(
-                f"tensor {parts[0][0]} has values beyond float16's range; use fp32 activations"
+                f"tensor {parts[0][0]} has values beyond float16's range; "
+                "use precision fp32, or int8 with fp32 activations"
             )
         return narrow
 

@@ -126,6 +126,12 @@ def test_a_device_loads_neither_torch_nor_onnx(statement: str) -> None:
     assert not loaded_by(statement) & NOT_ON_A_DEVICE
 
 
+def test_engines_are_built_without_torch() -> None:
+    """On the device itself, where TensorRT builds for its GPU."""
+    loaded = loaded_by("import safecode_trt.export.build, safecode_trt.export.engine_graph")
+    assert not loaded & {"torch", "transformers", "onnxscript", "tensorrt", "tensorrt_rtx"}
+
+
 def test_the_command_line_starts_without_numerics() -> None:
     statement = (
         "from safecode_trt.cli import VERBS, program\nfor verb in VERBS: program.get_command(None, verb)"

@@ -1,7 +1,8 @@
 """Holds names against a TensorRT package that is installed, or is at least importable.
 
-Run as a program: the package's name is the argument, the names come on stdin, what is wrong goes to stdout. Knows
-nothing of this project, so that an interpreter with little else can run it.
+Run as a program: the first argument is the package's name, the others are those that the names may be for; the names
+come on stdin, what is wrong goes to stdout. Knows nothing of this project, so that an interpreter with little else can
+run it.
 """
 
 from __future__ import annotations
@@ -90,6 +91,9 @@ def split(text: str) -> list[str]:
 if __name__ == "__main__":
     package = importlib.import_module(sys.argv[1])
     json.dump(
-        {"version": package.__version__, "problems": problems(package, json.load(sys.stdin), ("tensorrt",))},
+        {
+            "version": package.__version__,
+            "problems": problems(package, json.load(sys.stdin), tuple(sys.argv[2:])),
+        },
         sys.stdout,
     )

@@ -67,8 +67,15 @@ def wheels() -> list[Path]:
     )
 
 
-def ask(package: Path, version: str, folder: Path) -> dict[str, object]:
-    """What the bindings in the folder `package` lack, asked in an interpreter of its own."""
+def check(package: Path, version: str, folder: Path) -> None:
+    """Holds the bindings in the folder `package`; names of TensorRT-RTX alone are not there, and are missed."""
+    assert ask(package, version, folder, "tensorrt") == {"version": version, "problems": []}
+    missed = ask(package, version, folder, *RTX)["problems"]
+    assert isinstance(missed, list) and "there is no IBuilderConfig.set_compute_capability" in missed
+
+
+def ask(package: Path, version: str, folder: Path, *packages: str) -> dict[str, object]:
+    """What the bindings lack of the names used of these packages, asked in an interpreter of its own."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler to make stub libraries with")
     stub = folder / "stub.c"
@@ -77,7 +84,7 @@ def ask(package: Path, version: str, folder: Path) -> dict[str, object]:
         target = folder / f"lib{library}.so.{version.split('.')[0]}"
         subprocess.run(["cc", "-shared", "-fPIC", "-o", target, stub], check=True)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tensorrt_probe.py"), BINDINGS],
+        [sys.executable, str(ROOT / "tests" / "tensorrt_probe.py"), BINDINGS, *packages],
         input=json.dumps(to_json(used())),
         env={"PYTHONPATH": str(package), "LD_LIBRARY_PATH": str(folder)},
         capture_output=True,
@@ -100,7 +107,7 @@ def test_installed_bindings_have_what_is_used(tmp_path: Path) -> None:
     if found is None or found.origin is None:
         pytest.skip(f"{DISTRIBUTION} is not installed")
     version = importlib.metadata.version(DISTRIBUTION)
-    assert ask(Path(found.origin).parents[1], version, tmp_path) == {"version": version, "problems": []}
+    check(Path(found.origin).parents[1], version, tmp_path)
 
 
 @pytest.mark.trt
@@ -111,7 +118,7 @@ def test_bindings_in_wheels_have_what_is_used(tmp_path: Path) -> None:
         folder, version = tmp_path / wheel.stem, wheel.name.split("-")[1]
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(folder / "package")
-        assert ask(folder / "package", version, folder) == {"version": version, "problems": []}
+        check(folder / "package", version, folder)
 
 
 def test_the_sources_use_tensorrt() -> None:

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from safecode_trt.contract import MASKED, GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View
-from safecode_trt.models.spec import Array, CrossAttention, Features, Floats, ModelSpec, read_json
+from safecode_trt.models.spec import (
+    Array,
+    CrossAttention,
+    Features,
+    Floats,
+    ModelSpec,
+    added_tokens,
+    read_json,
+)
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["IdeficsSpec", "load"]
@@ -44,7 +52,7 @@ JOINS = (
 
 def load(folder: Path, config: Mapping[str, Any]) -> IdeficsSpec:
     """Reads config.json, preprocessor_config.json and the added tokens of a checkpoint or bundle."""
-    preprocessor, tokens = read_json(folder / "preprocessor_config.json"), _added_tokens(folder)
+    preprocessor, tokens = read_json(folder / "preprocessor_config.json"), added_tokens(folder)
     vision, perceiver = config.get("vision_config") or {}, config.get("perceiver_config") or {}
     if IMAGE not in tokens or FAKE not in tokens:
         raise CheckpointError(f"{folder}: tokenizer.json has no added tokens {IMAGE} and {FAKE}")
@@ -184,9 +192,3 @@ class IdeficsSpec(ModelSpec):
         heads = (1, self.text.num_attention_heads, self.text.head_dim)
         tensors = self._keys_and_values("C", "S", "float32")
         return {tensor.name: np.zeros(heads, np.float32) for tensor in tensors}
-
-
-def _added_tokens(folder: Path) -> dict[str, int]:
-    """The ids of the tokens that were added to the tokenizer's vocabulary."""
-    added = read_json(folder / "tokenizer.json").get("added_tokens") or []
-    return {token["content"]: int(token["id"]) for token in added}

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from safecode_trt.contract import GraphSpec, TensorSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View
-from safecode_trt.models.spec import ModelSpec, read_json
+from safecode_trt.models.spec import ModelSpec, added_tokens, read_json
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["InstructBlipSpec", "load"]
 
-IMAGE = "<image>"
+IMAGE, END = "<image>", "</s>"
 # The turns of a conversation line by line; a single request is itself.
 PLAIN_TURNS = (
     "{% for message in messages %}{{ '' if loop.first else '\n' }}"
@@ -35,7 +35,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> InstructBlipSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    """Reads config.json, preprocessor_config.json and the added tokens of a checkpoint or bundle."""
     preprocessor = read_json(folder / "preprocessor_config.json")
     vision, qformer, text = (config.get(f"{part}_config") or {} for part in ("vision", "qformer", "text"))
     if text.get("model_type") == "t5":
@@ -61,6 +61,8 @@ def load(folder: Path, config: Mapping[str, Any]) -> InstructBlipSpec:
             text, tie_word_embeddings=bool(text.get("tie_word_embeddings", False)), model_type="opt"
         ),
         image_token_id=image_token_id,
+        # Vicuna's text_config may name the ends of an older tokenizer.
+        end_token_ids=tuple(number for token, number in added_tokens(folder).items() if token == END),
         image_seq_len=int(config.get("num_query_tokens", 32)),
         image_size=image_size,
         image_mean=tuple(map(float, preprocessor.get("image_mean", CLIP_MEAN))),
@@ -77,6 +79,7 @@ class InstructBlipSpec(ModelSpec):
 
     text: TextConfig
     image_token_id: int
+    end_token_ids: tuple[int, ...]
     image_seq_len: int
     image_size: int
     image_mean: tuple[float, ...]

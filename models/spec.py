@@ -24,7 +24,7 @@ from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.text import TextConfig, WeightNames
 
-__all__ = ["Features", "ModelSpec", "known_model_types", "load_spec", "read_json"]
+__all__ = ["Features", "ModelSpec", "added_tokens", "known_model_types", "load_spec", "read_json"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -173,6 +173,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
+
+
+def added_tokens(folder: Path) -> dict[str, int]:
+    """The ids of the tokens that were added to the tokenizer's vocabulary."""
+    added = read_json(folder / "tokenizer.json").get("added_tokens") or []
+    return {token["content"]: int(token["id"]) for token in added}
 
 
 def known_model_types() -> tuple[str, ...]:

@@ -211,11 +211,21 @@ def test_a_short_config_means_vicuna_7b(folder: Path, tmp_path: Path) -> None:
     assert spec.vision_graph("float16").inputs[0].shape == ("P", 3, 224, 224)
 
 
+def test_an_answer_ends_where_the_tokenizer_says(folder: Path, tmp_path: Path) -> None:
+    from safecode_trt.export.package import special_tokens
+
+    older = json.loads((folder / "config.json").read_text())["text_config"] | {"eos_token_id": 1}
+    copied = changed(folder, tmp_path / "older", "config.json", text_config=older, eos_token_id=None)
+    (copied / "generation_config.json").unlink()
+    assert special_tokens(copied, load_spec(copied)).eos_token_ids == (1, 2)
+
+
 def test_names_that_transformers_writes(model: Any, folder: Path, tmp_path: Path) -> None:
     from safecode_trt.export.checkpoint import Checkpoint
 
     model.save_pretrained(tmp_path)
-    shutil.copy(folder / "preprocessor_config.json", tmp_path)
+    for name in ("preprocessor_config.json", "tokenizer.json"):
+        shutil.copy(folder / name, tmp_path)
     spec = load_spec(folder)
     assert load_spec(tmp_path) == spec
     ours, written = Checkpoint(folder, spec.renames), Checkpoint(tmp_path, spec.renames)

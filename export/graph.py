@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from safecode_trt import __version__
 from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.errors import CheckpointError
 
-__all__ = ["DTYPES", "GraphBuilder", "WeightFile"]
+__all__ = ["DTYPES", "GraphBuilder", "WeightFile", "narrow"]
 
 DTYPES: dict[str, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
@@ -67,6 +68,23 @@ class WeightFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def narrow(values: NDArray[np.float32], target: NDArray[Any], name: str) -> NDArray[Any]:
+    """Writes the values of tensor `name` into `target`, which has the type of the activations, and returns it.
+
+    Raises:
+        CheckpointError: a value does not fit into it.
+    """
+    with np.errstate(over="ignore"):
+        target[...] = values
+    # An infinity anywhere makes the sum one too, and a sum needs no copy.
+    if not np.isfinite(target.sum(dtype=np.float64)):
+        raise CheckpointError(
+            f"tensor {name} has values beyond float16's range; "
+            "use precision fp32, or int8 with fp32 activations"
+        )
+    return target
 
 
 class GraphBuilder:

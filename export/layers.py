@@ -10,10 +10,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from safecode_trt.errors import CheckpointError
 from safecode_trt.export.attention import LayerForm
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.graph import GraphBuilder
+from safecode_trt.export.graph import GraphBuilder, narrow
 from safecode_trt.export.linear import LinearWriter
 from safecode_trt.models import TextConfig
 
@@ -64,14 +63,7 @@ class LayerWriter:
 
     def _vector(self, name: str, size: int) -> NDArray[Any]:
         """A bias or a norm's weight, which are never quantised."""
-        with np.errstate(over="ignore"):
-            vector = self.checkpoint.get(name, (size,)).astype(self.dtype)
-        if not np.isfinite(vector).all():
-            raise CheckpointError(
-                f"tensor {name} has values beyond float16's range; "
-                "use precision fp32, or int8 with fp32 activations"
-            )
-        return vector
+        return narrow(self.checkpoint.get(name, (size,)), np.empty(size, self.dtype), name)
 
     def heads(self, x: ir.Value, path: str) -> ir.Value:
         """(C, T, heads * D) to (C, heads, T, D)."""

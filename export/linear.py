@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from safecode_trt.contract import Precision
-from safecode_trt.errors import CheckpointError, ConfigError
+from safecode_trt.errors import ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.config import WeightConfig
-from safecode_trt.export.graph import DTYPES, GraphBuilder
+from safecode_trt.export.graph import DTYPES, GraphBuilder, narrow
 from safecode_trt.export.prequantized import Prequantized
 from safecode_trt.export.quantize import Quantized, pack_int4, quantize
 from safecode_trt.manifest import Quantization
@@ -87,13 +86,7 @@ class LinearWriter:
         start = 0
         for name, outputs in parts:
             columns = weight[:, start : start + outputs]
-            with np.errstate(over="ignore"):
-                columns[...] = self._checkpoint.get(name, (outputs, inputs)).T
-            if self._dtype == np.float16 and not np.isfinite(columns).all():
-                raise CheckpointError(
-                    f"tensor {name} has values beyond float16's range; "
-                    "use precision fp32, or int8 with fp32 activations"
-                )
+            narrow(self._checkpoint.get(name, (outputs, inputs)).T, columns, name)
             start += outputs
         return self._builder.weight(f"{path}/weight", weight)
 
@@ -124,22 +117,12 @@ class LinearWriter:
         grid = {"axis": 1} if how.block_size is None else {"axis": 0, "block_size": how.block_size}
         operands = [
             self._codes(f"{path}/weight", values, how),
-            b.weight(f"{path}/scale", self._narrow(scales, parts)),
+            # In the type of the activations, which is also that of what they restore.
+            b.weight(f"{path}/scale", narrow(scales, np.empty(scales.shape, self._dtype), parts[0][0])),
         ]
         if zeros.any():
             operands.append(self._codes(f"{path}/zero_point", zeros, how))
         return b.op("DequantizeLinear", operands, path, output=None, **grid)
-
-    def _narrow(self, scales: NDArray[np.float32], parts: Sequence[Part]) -> NDArray[Any]:
-        """The scales in the type of the activations, which is also that of what they restore."""
-        with np.errstate(over="ignore"):
-            narrow = scales.astype(self._dtype)
-        if not np.isfinite(narrow).all():
-            raise CheckpointError(
-                f"tensor {parts[0][0]} has values beyond float16's range; "
-                "use precision fp32, or int8 with fp32 activations"
-            )
-        return narrow
 
     def _part(self, name: str, shape: tuple[int, int], how: Quantization) -> Quantized:
         if self._packed and name in self._packed:

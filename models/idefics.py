@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import MASKED, GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View
+from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import (
     Array,
     CrossAttention,
@@ -31,8 +32,6 @@ from safecode_trt.models.text import TextConfig, WeightNames
 __all__ = ["IdeficsSpec", "load"]
 
 IMAGE, FAKE, END = "<image>", "<fake_token_around_image>", "<end_of_utterance>"
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 # The dialogues that the instruct models were trained on. Neighbouring pictures share the marker between them.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -95,10 +94,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> IdeficsSpec:
         end_token_ids=(tokens[END],) if END in tokens else (),
         chat_template=CHAT_TEMPLATE if END in tokens else CHAT_TEMPLATE.replace(END, ""),
         image_size=image_size,
-        image_mean=tuple(map(float, preprocessor.get("image_mean") or MEAN)),
-        image_std=tuple(map(float, preprocessor.get("image_std") or STD)),
-        rescale_factor=float(preprocessor.get("rescale_factor", 1 / 255)),
-        resample=int(preprocessor.get("resample", 3)),
+        **pixel_fields(preprocessor),
     )
 
 

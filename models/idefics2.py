@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import MASKED, GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Box, Frame, Layout, Size, View
+from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
 from safecode_trt.models.spec import ModelSpec, read_json
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -27,10 +28,7 @@ __all__ = ["Idefics2Spec", "load", "position_ids"]
 VISION = {"image_size": 224, "patch_size": 32}
 TEXT = {"model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
 PICTURES: dict[str, Any] = {
-    "image_mean": (0.5, 0.5, 0.5),
-    "image_std": (0.5, 0.5, 0.5),
-    "rescale_factor": 1 / 255,
-    "resample": 2,
+    **CENTRED_PIXELS,
     "size": {"shortest_edge": 378, "longest_edge": 980},
     "do_image_splitting": False,
 }
@@ -62,10 +60,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> Idefics2Spec:
         image_seq_len=int((config.get("perceiver_config") or {}).get("resampler_n_latents", 64)),
         patch_size=patch_size,
         side=int(vision["image_size"]) // patch_size,
-        image_mean=tuple(map(float, pictures["image_mean"])),
-        image_std=tuple(map(float, pictures["image_std"])),
-        rescale_factor=float(pictures["rescale_factor"]),
-        resample=int(pictures["resample"]),
+        **pixel_fields(pictures),
         shortest_edge=int(size["shortest_edge"]),
         longest_edge=int(size["longest_edge"]),
         do_image_splitting=bool(pictures["do_image_splitting"]),

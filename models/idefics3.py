@@ -15,6 +15,7 @@ from typing import Any
 from safecode_trt.contract import GraphSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, Size, View, tiles
+from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
 from safecode_trt.models.spec import ModelSpec, read_json
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -26,9 +27,7 @@ GRID_TOKENS = 6  # <row_1_col_1> to <row_6_col_6>
 VISION = {"image_size": 224, "patch_size": 32}
 TEXT = {"model_type": "llama", "rms_norm_eps": 1e-5}
 PICTURES: dict[str, Any] = {
-    "image_mean": (0.5, 0.5, 0.5),
-    "image_std": (0.5, 0.5, 0.5),
-    "rescale_factor": 1 / 255,
+    **CENTRED_PIXELS,
     "resample": 1,
     "size": {"longest_edge": 4 * 364},
     "max_image_size": {"longest_edge": 364},
@@ -67,10 +66,7 @@ def read_spec(folder: Path, config: Mapping[str, Any], *, model_type: str) -> Id
         image_token_id=int(config.get("image_token_id", 128257)),
         image_seq_len=side**2,
         image_size=image_size,
-        image_mean=tuple(map(float, pictures["image_mean"])),
-        image_std=tuple(map(float, pictures["image_std"])),
-        rescale_factor=float(pictures["rescale_factor"]),
-        resample=int(pictures["resample"]),
+        **pixel_fields(pictures),
         longest_edge=_edge(pictures, "size"),
         do_image_splitting=bool(pictures["do_image_splitting"]),
     )

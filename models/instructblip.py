@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import GraphSpec, TensorSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View
+from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import ModelSpec, added_tokens, read_json
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -30,8 +31,6 @@ PLAIN_TURNS = (
     "{{ '" + IMAGE + "' if part['type'] == 'image' else part['text'] }}"
     "{% endfor %}{% endfor %}"
 )
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> InstructBlipSpec:
@@ -65,10 +64,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> InstructBlipSpec:
         end_token_ids=tuple(number for token, number in added_tokens(folder).items() if token == END),
         image_seq_len=int(config.get("num_query_tokens", 32)),
         image_size=image_size,
-        image_mean=tuple(map(float, preprocessor.get("image_mean", CLIP_MEAN))),
-        image_std=tuple(map(float, preprocessor.get("image_std", CLIP_STD))),
-        rescale_factor=float(preprocessor.get("rescale_factor", 1 / 255)),
-        resample=int(preprocessor.get("resample", 3)),
+        **pixel_fields(preprocessor),
         max_words=int(qformer.get("max_position_embeddings", 512)),
     )
 

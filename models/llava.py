@@ -9,18 +9,21 @@ from typing import Any
 
 from safecode_trt.errors import CheckpointError, PictureError
 from safecode_trt.models.layout import MAX_PIXELS, Frame, Layout, Size, View
+from safecode_trt.models.pixels import CENTRED_PIXELS, CLIP_PIXELS
 from safecode_trt.models.spec import read_json
-from safecode_trt.models.tower import CLIP_PICTURES, TowerSpec, select_features, side, tower_fields
+from safecode_trt.models.tower import TowerSpec, select_features, side, tower_fields
 
 __all__ = ["LlavaSpec", "load"]
 
 IMAGE = "<image>"
 
-CLIP = {**CLIP_PICTURES, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224}
+# What transformers' image processors assume where preprocessor_config.json is silent.
+RESIZED = {"do_resize": True, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224}
+CLIP = {**CLIP_PIXELS, **RESIZED}
 SIGLIP = {
-    **CLIP_PICTURES,
-    "image_mean": (0.5, 0.5, 0.5),
-    "image_std": (0.5, 0.5, 0.5),
+    **CENTRED_PIXELS,
+    **RESIZED,
+    "resample": 3,
     "size": {"height": 224, "width": 224},
     "do_center_crop": False,
 }

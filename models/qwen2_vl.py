@@ -18,6 +18,7 @@ from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.patches import PatchGrid, multimodal_positions, pixel_limits
+from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import Array, Floats, ModelSpec, read_json
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -28,8 +29,6 @@ IMAGE = "<|image_pad|>"
 REFERENCE_ROWS, REFERENCE_COLUMNS = 6, 10
 # What `max_tiles` counts: so many image tokens, the area of 16 x 16, though nothing is cut.
 TILE_TOKENS = 256
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # How the files on the hub call what transformers has in memory; the first that fits counts.
 HUB_NAMES = (
     ("model.language_model.", "model.language_model."),
@@ -71,10 +70,7 @@ def common_settings(
             text, tie_word_embeddings=bool(tied), model_type=f"{config['model_type']}_text"
         ),
         "image_token_id": int(config.get("image_token_id", 151655)),
-        "image_mean": tuple(map(float, preprocessor.get("image_mean", CLIP_MEAN))),
-        "image_std": tuple(map(float, preprocessor.get("image_std", CLIP_STD))),
-        "rescale_factor": float(preprocessor.get("rescale_factor", 1 / 255)),
-        "resample": int(preprocessor.get("resample", 3)),
+        **pixel_fields(preprocessor),
         "grid": PatchGrid.from_config(vision, preprocessor, patch_size=patch_size),
         "min_pixels": low,
         "max_pixels": high,

@@ -24,7 +24,17 @@ from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.text import TextConfig, WeightNames
 
-__all__ = ["Features", "ModelSpec", "added_tokens", "known_model_types", "load_spec", "read_json"]
+__all__ = [
+    "Array",
+    "CrossAttention",
+    "Features",
+    "Floats",
+    "ModelSpec",
+    "added_tokens",
+    "known_model_types",
+    "load_spec",
+    "read_json",
+]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -186,7 +196,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "patches", "rope", "spec", "text", "tower"}))
+    return tuple(sorted(set(files) - {"layout", "patches", "pixels", "rope", "spec", "text", "tower"}))
 
 
 def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:

@@ -11,19 +11,12 @@ from typing import Any
 
 from safecode_trt.contract import GraphSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
+from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import ModelSpec
 from safecode_trt.models.text import TextConfig, WeightNames
 
-__all__ = ["CLIP_PICTURES", "TowerSpec", "select_features", "side", "tower_fields"]
+__all__ = ["TowerSpec", "select_features", "side", "tower_fields"]
 
-# What transformers' image processors of these families assume where preprocessor_config.json is silent.
-CLIP_PICTURES: dict[str, Any] = {
-    "image_mean": (0.48145466, 0.4578275, 0.40821073),
-    "image_std": (0.26862954, 0.26130258, 0.27577711),
-    "rescale_factor": 1 / 255,
-    "resample": 3,
-    "do_resize": True,
-}
 # LLaVA's vision_config where config.json has none.
 VISION: dict[str, Any] = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14}
 
@@ -79,13 +72,9 @@ def tower_fields(
     text: Mapping[str, Any], preprocessor: Mapping[str, Any], *, model_type: str, tie_word_embeddings: bool
 ) -> dict[str, Any]:
     """The fields of a TowerSpec that are read alike everywhere; `model_type` is a nameless text_config's."""
-    settings = CLIP_PICTURES | {key: x for key, x in preprocessor.items() if x is not None}
     return {
         "text": TextConfig.from_config(text, tie_word_embeddings=tie_word_embeddings, model_type=model_type),
-        "image_mean": tuple(map(float, settings["image_mean"])),
-        "image_std": tuple(map(float, settings["image_std"])),
-        "rescale_factor": float(settings["rescale_factor"]),
-        "resample": int(settings["resample"]),
+        **pixel_fields(preprocessor),
     }
 
 

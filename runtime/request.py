@@ -55,18 +55,20 @@ def as_messages(prompt: str | Sequence[Message], images: int) -> list[Message]:
 
 
 def _prefix_key(
-    token_ids: NDArray[np.int64], look: Look, positions: NDArray[np.int64], image_token_id: int
+    token_ids: NDArray[np.int64], look: Look, layouts: Sequence[Layout], image_token_id: int
 ) -> tuple[int, PrefixKey] | None:
     """Length and identity of the prefix of a row that does not depend on the request, if there is one.
 
-    Only a cached picture makes one worth keeping: the prompt up to its last image token.
+    Only a cached picture makes one worth keeping: the prompt up to its last image token. Positions, and how its
+    features are laid out, are a matter of the grids and not of their number of tokens alone.
     """
     places = np.flatnonzero(token_ids == image_token_id)
     if look[0] != "cached" or not len(places):
         return None
     length = min(int(places[-1]) + 1, len(token_ids) - 1)
     keys = row_keys(token_ids[:length], look, image_token_id)
-    return length, keys.tobytes() + positions[:, :length].tobytes()
+    grids = [(layout.rows, layout.columns, layout.size) for layout in layouts]
+    return length, keys.tobytes() + repr(grids).encode()
 
 
 def prepare(
@@ -98,12 +100,11 @@ def prepare(
     # Without a picture nobody reads the words.
     reads = spec.words_tokenizer is not None and bool(images)
     words = {prompt: prompts.words(turns) for prompt, turns in asked.items()} if reads else {}
-    positions = {prompt: spec.positions(token_ids, layouts) for prompt, token_ids in tokens.items()}
     keys, prefixes, prefix_keys = [], {}, {}
     for row, context in enumerate(plan.contexts):
         token_ids, look = tokens[context.prompt], look_of(context, spec)
         keys.append(row_keys(token_ids, look, spec.image_token_id))
-        known = _prefix_key(token_ids, look, positions[context.prompt], spec.image_token_id)
+        known = _prefix_key(token_ids, look, layouts, spec.image_token_id)
         if known is not None:
             prefix_keys[row] = known
             if (prefix := kept(known[1])) is not None:

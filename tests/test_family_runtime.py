@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,14 +102,30 @@ def test_the_noised_row_sees_another_picture(engine: Engine) -> None:
 
 @pytest.mark.parametrize("reference", ["noised", "cached"])
 def test_every_mode_answers(engine: Engine, reference: str) -> None:
-    from dataclasses import replace
-
     settings = replace(PAPER, reference=reference)  # type: ignore[arg-type]
     policy = make_policy("safecode", engine.bundle.manifest.safecode, settings=settings)
     for _ in range(2):  # the second time with a kept prefix
         reply = engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
         assert len(reply.token_ids) == 12 and reply.verdict is not None
     assert len(engine.generate(REQUEST, image=PICTURE, sampling=SHORT).token_ids) == 12
+
+
+def test_a_kept_prefix_is_only_for_pictures_of_the_same_grid(engine: Engine) -> None:
+    """These two have the same number of image tokens in LLaVA-NeXT, and in few other families."""
+    policy = make_policy(
+        "safecode", engine.bundle.manifest.safecode, settings=replace(PAPER, reference="cached")
+    )
+
+    def reference_logits(size: tuple[int, int]) -> list[float | None]:
+        reply = engine.generate(REQUEST, image=PICTURE.resize(size), policy=policy, sampling=SHORT)
+        return [candidate.z_reference for candidate in reply.trace[0].candidates]
+
+    engine.forget()
+    first, second = (10, 16), (10, 121)
+    reference_logits(first)
+    warm = reference_logits(second)
+    engine.forget()
+    assert warm == pytest.approx(reference_logits(second), abs=1e-4)
 
 
 def test_no_picture_and_turns(engine: Engine) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.config import PLAIN_SAMPLING, SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
+from safecode_trt.ops.candidate import Candidate
 from safecode_trt.ops.reference import ContrastForm, Ids
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "STEP",
     "FusedChoice",
     "FusedSettings",
-    "FusedToken",
     "make_step",
     "read_outcome",
     "refusal_bits",
@@ -81,23 +81,11 @@ class FusedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FusedToken:
-    """One leading token of the step, in the words of the trace's `Candidate`."""
-
-    token_id: int
-    z_real: float
-    z_reference: float | None
-    z_contrast: float
-    shift: float
-    z_final: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FusedChoice:
     """The chosen token, None if the host must choose from the steered row, and the leading ones by falling logit."""
 
     token_id: int | None
-    candidates: tuple[FusedToken, ...]
+    candidates: tuple[Candidate, ...]
 
 
 def why_not_fused(settings: FusedSettings, vocabulary: int) -> str | None:
@@ -149,7 +137,7 @@ def read_outcome(outcome: NDArray[Any], settings: FusedSettings) -> FusedChoice:
         raise SteeringError("the steered logits are not finite")
     contrasts = settings.form is not None
     candidates = tuple(
-        FusedToken(
+        Candidate(
             token_id=int(token["token_id"]),
             z_real=float(token["z_real"]),
             z_reference=float(token["z_reference"]) if contrasts else None,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.errors import ConfigError
+from safecode_trt.ops.candidate import Candidate
 
 __all__ = [
     "Candidate",
@@ -87,18 +88,6 @@ class Verdict:
     @property
     def unsafe(self) -> bool:
         return self.p_unsafe >= self.threshold
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One leading token of a steered step: its logits before, between and after the two stages."""
-
-    token_id: int
-    z_real: float
-    z_reference: float | None
-    z_contrast: float
-    shift: float
-    z_final: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

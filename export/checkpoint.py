@@ -97,11 +97,14 @@ class Checkpoint:
         self._require_finite(name, values)
         return values
 
-    def require_finite(self, tensor: MappedTensor) -> None:
-        """Checks a tensor for values that are not finite, some rows at a time."""
-        for start in range(0, tensor.shape[0], ROWS):
-            self._require_finite(tensor.name, as_float32(tensor.data[start : start + ROWS], tensor.dtype))
-        _release(tensor)
+    def slabs(self, name: str, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+        """A tensor as by `get`, some rows at a time: the largest ones would be most of an export's memory."""
+        tensor = self.mapped(name, shape)
+        for start in range(0, shape[0], ROWS):
+            values = as_float32(tensor.data[start : start + ROWS], tensor.dtype)
+            _release(tensor)
+            self._require_finite(name, values)
+            yield values
 
     def _require_finite(self, name: str, values: NDArray[np.float32]) -> None:
         # A NaN or an infinity anywhere makes the sum one too, and a sum is one pass without a copy.

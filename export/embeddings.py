@@ -26,10 +26,12 @@ def write_embeddings(checkpoint: Checkpoint, spec: ModelSpec, path: Path) -> Non
         CheckpointError: the table is missing, has the wrong shape, is not of a float type, or not finite.
     """
     text = spec.text
-    table = checkpoint.mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
+    name, shape = spec.weights.embed_tokens, (text.vocab_size, text.hidden_size)
+    table = checkpoint.mapped(name, shape)
     if table.dtype not in FLOATS:
         raise CheckpointError(f"{table.name} has type {table.dtype}; expected one of {', '.join(FLOATS)}")
-    checkpoint.require_finite(table)
+    for _ in checkpoint.slabs(name, shape):  # refuses what is not finite
+        pass
     write_tensors(path, {"embed_tokens": (table.data, table.dtype)})
 
 

@@ -76,10 +76,11 @@ def narrow(values: NDArray[np.float32], target: NDArray[Any], name: str) -> NDAr
     Raises:
         CheckpointError: a value does not fit into it.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         target[...] = values
-    # An infinity anywhere makes the sum one too, and a sum needs no copy.
-    if not np.isfinite(target.sum(dtype=np.float64)):
+        # An infinity anywhere makes the sum one too, or NaN, and a sum needs no copy.
+        total = target.sum(dtype=np.float64)
+    if not np.isfinite(total):
         raise CheckpointError(
             f"tensor {name} has values beyond float16's range; "
             "use precision fp32, or int8 with fp32 activations"

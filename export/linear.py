@@ -85,9 +85,9 @@ class LinearWriter:
         weight = np.empty((inputs, sum(outputs for _, outputs in parts)), self._dtype)
         start = 0
         for name, outputs in parts:
-            columns = weight[:, start : start + outputs]
-            narrow(self._checkpoint.get(name, (outputs, inputs)).T, columns, name)
-            start += outputs
+            for slab in self._checkpoint.slabs(name, (outputs, inputs)):
+                narrow(slab.T, weight[:, start : start + len(slab)], name)
+                start += len(slab)
         return self._builder.weight(f"{path}/weight", weight)
 
     def _quantized_weight(self, parts: Sequence[Part], inputs: int, path: str, how: Quantization) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from safecode_trt.eval.timing import Spread
+from safecode_trt.records import loads, to_dict
 
 __all__ = ["ProcessFigures", "process_figures"]
 
@@ -41,7 +43,16 @@ class ProcessFigures:
 
 
 def process_figures(bundle: Path, picture: Path, request: str, *, repeats: int) -> ProcessFigures:
-    """Starts every program once to fill the file cache, then `repeats` times; the demo once."""
+    """Starts every program once to fill the file cache, then `repeats` times; the demo once.
+
+    From a process of its own: a program is charged with the memory that its parent had when it forked.
+    """
+    command = [sys.executable, __file__, str(bundle), str(picture), request, str(repeats)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return loads(ProcessFigures, done.stdout, "process_figures.py")
+
+
+def _measured(bundle: Path, picture: Path, request: str, repeats: int) -> ProcessFigures:
     imports = [_import_seconds() for _ in range(repeats + 1)][1:]
     command = [*PROGRAM, "run", str(bundle), request, "--image", str(picture)]
     runs = [_first_bytes(command) for _ in range(repeats + 1)][1:]
@@ -76,3 +87,9 @@ def _first_bytes(command: Sequence[str]) -> tuple[float, float]:
         raise RuntimeError(f"{' '.join(command)} ended with exit code {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in kB here
     return seconds, usage.ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    bundle, picture, request, repeats = sys.argv[1:]
+    figures = _measured(Path(bundle), Path(picture), request, int(repeats))
+    print(json.dumps(to_dict(figures)))

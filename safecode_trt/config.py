@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from safecode_trt.errors import ConfigError
 
-__all__ = ["MODES", "PAPER", "PLAIN_SAMPLING", "Mode", "RuntimeConfig", "SafeCodeConfig", "SamplingParams"]
+__all__ = [
+    "BACKENDS",
+    "MODES",
+    "PAPER",
+    "PLAIN_SAMPLING",
+    "Backend",
+    "Mode",
+    "RuntimeConfig",
+    "SafeCodeConfig",
+    "SamplingParams",
+]
 
 Mode = Literal["plain", "safecode-paper", "safecode"]
 MODES: tuple[Mode, ...] = ("plain", "safecode-paper", "safecode")
+Backend = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-trt-rtx", "trt", "null", "auto"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -101,11 +113,17 @@ PAPER = SafeCodeConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
-    """How a bundle is opened: which backend runs it, and on how many threads (0: all cores)."""
+    """How a bundle is opened: which backend runs it, and on how many threads (0: all cores).
 
-    backend: Literal["ort-cpu", "null"] = "ort-cpu"
+    `auto` is the best backend that executes the bundle here. `allow_cpu_fallback` lets a GPU backend leave nodes of a
+    graph to the CPU.
+    """
+
+    backend: Backend = "ort-cpu"
     threads: int = 0
     check_hashes: bool = True
+    allow_cpu_fallback: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", self.backend)
         _require(self.threads >= 0, "threads", "0 (all cores) or more", self.threads)

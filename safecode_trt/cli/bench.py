@@ -65,7 +65,9 @@ def command(
                 f"the folder {plot.parent} of --plot does not exist; make it, or choose another"
             )
     with console.progress() as progress:
-        result = bench_bundle(bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress)
+        result = bench_bundle(
+            bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress, note=console.note
+        )
     if as_json:
         console.emit_json(result.to_dict())
     else:

@@ -79,7 +79,7 @@ def command(
     """
     from safecode_trt.runtime import Engine
 
-    with Engine.open(bundle, config=runtime) as engine:
+    with Engine.open(bundle, config=runtime, note=console.note) as engine:
         talk = Conversation(engine=engine, sampling=sampling, mode=mode, reference=reference, image=image)
         while (line := _read_line()) is not None:
             if line in ("/quit", "/exit"):

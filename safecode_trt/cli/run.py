@@ -61,7 +61,7 @@ def command(
 
     prompt = read_prompt(prompt)
     log = AuditLog(audit) if audit else None
-    with Engine.open(bundle, config=runtime) as engine:
+    with Engine.open(bundle, config=runtime, note=console.note) as engine:
         policy = build_policy(engine.bundle, mode, reference)
         stream = engine.stream(prompt, image=image, policy=policy, sampling=sampling)
         reply = None

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from safecode_trt.errors import BackendError
 from safecode_trt.runtime.device import check_call, load_driver
 
@@ -116,6 +119,28 @@ class CudaMemory:
             )
             check_call(code, "cuMemsetD8")
             check_call(self._driver.cuCtxSynchronize(), "cuCtxSynchronize")
+
+    def write(self, buffer: CudaBuffer, value: NDArray[Any]) -> None:
+        """Copies an array to the start of a buffer."""
+        data = np.ascontiguousarray(value)
+        with self._current():
+            code = self._driver.cuMemcpyHtoD_v2(
+                ctypes.c_uint64(buffer.address),
+                ctypes.c_void_p(data.ctypes.data),
+                ctypes.c_size_t(data.nbytes),
+            )
+            check_call(code, "cuMemcpyHtoD")
+
+    def read(self, buffer: CudaBuffer, value: NDArray[Any]) -> None:
+        """Copies the start of a buffer into a contiguous array, behind all work of the GPU so far."""
+        with self._current():
+            check_call(self._driver.cuCtxSynchronize(), "cuCtxSynchronize")
+            code = self._driver.cuMemcpyDtoH_v2(
+                ctypes.c_void_p(value.ctypes.data),
+                ctypes.c_uint64(buffer.address),
+                ctypes.c_size_t(value.nbytes),
+            )
+            check_call(code, "cuMemcpyDtoH")
 
     def copy(self, source: Block, target: Block, *, width: int, height: int, depth: int) -> None:
         """Copies `depth` planes of `height` lines of `width` bytes; the two must not overlap."""

@@ -70,6 +70,14 @@ class FakeDriver:
         ctypes.memset(self.host(address.value, size.value), value.value, size.value)
         return 0
 
+    def cuMemcpyHtoD_v2(self, target: Any, source: Any, size: Any) -> int:
+        ctypes.memmove(self.host(target.value, size.value), source.value, size.value)
+        return 0
+
+    def cuMemcpyDtoH_v2(self, target: Any, source: Any, size: Any) -> int:
+        ctypes.memmove(target.value, self.host(source.value, size.value), size.value)
+        return 0
+
     def cuMemcpy3D_v2(self, order: Any) -> int:
         o = order._obj
         if (o.src_type, o.dst_type) != (2, 2) or max(o.width - o.src_pitch, o.width - o.dst_pitch) > 0:

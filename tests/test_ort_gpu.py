@@ -17,7 +17,7 @@ from safecode_trt.config import Backend, Mode, RuntimeConfig, SamplingParams
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine, cuda_memory
 from safecode_trt.runtime.backends import auto
-from safecode_trt.runtime.backends.device_cache import DeviceCache
+from safecode_trt.runtime.backends.growing_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.ort import _Floats
 from safecode_trt.runtime.session import CacheMemory
@@ -66,10 +66,10 @@ def test_a_family_with_inputs_of_its_own(made: FamilyCheckpoints, gpu: MakeGpu) 
     assert replies(bundle, "ort-cuda") == expected
 
 
-def caches(driver: FakeDriver) -> tuple[HostCache, DeviceCache]:
+def caches(driver: FakeDriver) -> tuple[HostCache, GrowingCache]:
     sizes = {"slabs": 4, "rows": 3, "heads": 2, "limit": 700, "dim": 3}
     memory = cuda_memory.CudaMemory()
-    return HostCache(**sizes, dtype=np.float32), DeviceCache(memory, **sizes, itemsize=4)
+    return HostCache(**sizes, dtype=np.float32), GrowingCache(memory, **sizes, itemsize=4)
 
 
 def content(cache: CacheMemory, driver: FakeDriver) -> np.ndarray:
@@ -77,7 +77,7 @@ def content(cache: CacheMemory, driver: FakeDriver) -> np.ndarray:
     shape = (4, 3, 2, cache.capacity, 3)
     if isinstance(cache, HostCache):
         return cache.data
-    assert isinstance(cache, DeviceCache)
+    assert isinstance(cache, GrowingCache)
     address = driver.host(cache.address(0, 0), 4 * int(np.prod(shape)))
     return np.ctypeslib.as_array((ctypes.c_float * int(np.prod(shape))).from_address(address)).reshape(shape)
 

@@ -66,6 +66,8 @@ def test_nodes_that_compute_shapes_may_be_on_the_cpu(made: FamilyCheckpoints, gp
     assert not operators & {"MatMul", "Softmax", "ScatterElements", "DequantizeLinear", "Sqrt"}
     gpu(on_cpu=["Shape", "Range", "Expand"])
     Engine.open(bundle.path, config=config("ort-cuda")).close()
+    with pytest.raises(BackendError, match="decomposed decoder in place"):
+        Engine.open(bundle.path, config=config("ort-tensorrt"))
     gpu(on_cpu=["Add"])  # there are some of either kind
     with pytest.raises(BackendError, match="Add "):
         Engine.open(bundle.path, config=config("ort-cuda"))

@@ -20,7 +20,7 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Geometry, GraphSpec, activation_dtype, vision_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
-from safecode_trt.runtime.backends.device_cache import DeviceCache
+from safecode_trt.runtime.backends.growing_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
 from safecode_trt.runtime.cuda_memory import CudaMemory
@@ -35,7 +35,7 @@ ORT_TYPES = {
     "tensor(int64)": "int64",
 }
 FEEDS = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "attention_bias", "logit_positions")
-Cache = HostCache | DeviceCache
+Cache = HostCache | GrowingCache
 
 
 class OrtSession:
@@ -54,11 +54,8 @@ class OrtSession:
         allow_cpu_fallback: bool = False,
     ) -> None:
         manifest = bundle.manifest
-        if decoder and manifest.precision == "bf16" and provider.device == "cpu":
-            raise BackendError(
-                f"{bundle.path} has a bf16 decoder, for which ONNX Runtime's CPU provider has no kernels; "
-                "run it on a GPU backend, or export it with another precision"
-            )
+        if decoder:
+            _check_decoder(bundle, provider)
         self.name: str = provider.backend
         self.geometry = manifest.geometry
         self.decoder_seconds = 0.0
@@ -101,11 +98,11 @@ class OrtSession:
         storage = self._floats.storage
         if self._memory is None:
             return HostCache.for_decoder(self.geometry, rows, storage)
-        return DeviceCache.for_decoder(self._memory, self.geometry, rows, storage.itemsize)
+        return GrowingCache.for_decoder(self._memory, self.geometry, rows, storage.itemsize)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         """One pass over C rows; see `Session.decode`."""
-        if not isinstance(memory, HostCache if self._memory is None else DeviceCache):
+        if not isinstance(memory, HostCache if self._memory is None else GrowingCache):
             raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
         binding = self._binding(feeds, memory, first_row)
         binding.fill(feeds)
@@ -224,6 +221,21 @@ class _Binding:
     def _bind(self, name: str, value: NDArray[Any]) -> None:
         kind = self._floats.type if value.dtype == self._floats.storage else value.dtype
         self.io.bind_input(name, "cpu", 0, kind, value.shape, value.ctypes.data)
+
+
+def _check_decoder(bundle: Bundle, provider: OrtProvider) -> None:
+    """What can be told of a decoder without opening it."""
+    manifest = bundle.manifest
+    if manifest.precision == "bf16" and provider.device == "cpu":
+        raise BackendError(
+            f"{bundle.path} has a bf16 decoder, for which ONNX Runtime's CPU provider has no kernels; "
+            "run it on a GPU backend, or export it with another precision"
+        )
+    if manifest.attention == "decomposed" and not provider.scatters_in_place:
+        raise BackendError(
+            f"{provider.backend} does not promise to write the cache of a decomposed decoder in place; run "
+            f"{bundle.path} on ort-cuda or trt, or export it with --attention portable"
+        )
 
 
 def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:

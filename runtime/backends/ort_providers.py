@@ -33,6 +33,8 @@ class OrtProvider:
     options: Mapping[str, str] = field(default_factory=dict)
     behind: tuple[str, ...] = ()
     plugin: str | None = None
+    # Whether it may write a scatter's result to where its input is. TensorRT promises it for its own cache update only.
+    scatters_in_place: bool = True
 
 
 CPU = OrtProvider(backend="ort-cpu", execution="CPUExecutionProvider", extra="cpu", device="cpu")
@@ -51,12 +53,14 @@ TENSORRT = OrtProvider(
     execution="TensorrtExecutionProvider",
     extra="gpu",
     behind=(CUDA.execution,),
+    scatters_in_place=False,
 )
 TRT_RTX = OrtProvider(
     backend="ort-trt-rtx",
     execution="NvTensorRTRTXExecutionProvider",
     extra="ort-trt-rtx",
     plugin="onnxruntime_ep_nv_tensorrt_rtx",
+    scatters_in_place=False,
 )
 PROVIDERS = {provider.backend: provider for provider in (CPU, CUDA, TENSORRT, TRT_RTX)}
 

@@ -12,7 +12,7 @@ from safecode_trt.runtime.backends.host_cache import capacity_for
 from safecode_trt.runtime.cuda_memory import Block, CudaBuffer, CudaMemory
 from safecode_trt.runtime.session import Prefix
 
-__all__ = ["DeviceCache"]
+__all__ = ["GrowingCache"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Slabs:
     capacity: int
 
 
-class DeviceCache:
+class GrowingCache:
     """Slabs (2 L, C, H, CAP, D) on the GPU: key and value of layer 0, of layer 1, ... ; zero at first.
 
     Raises:
@@ -47,7 +47,7 @@ class DeviceCache:
         self._data = self._new(rows, capacity_for(1, limit))
 
     @classmethod
-    def for_decoder(cls, memory: CudaMemory, geometry: Geometry, rows: int, itemsize: int) -> DeviceCache:
+    def for_decoder(cls, memory: CudaMemory, geometry: Geometry, rows: int, itemsize: int) -> GrowingCache:
         """Memory for the keys and values of every layer of a decoder."""
         return cls(
             memory,

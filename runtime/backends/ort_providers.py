@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +84,10 @@ def load_onnxruntime(provider: OrtProvider) -> Any:
             f"this ONNX Runtime {ort.__version__} comes without {provider.execution}; "
             f"run: pip uninstall onnxruntime && {install_command(provider)}"
         )
+    elif provider.device == "cuda" and hasattr(ort, "preload_dlls"):
+        # CUDA's libraries from its Python packages, where the loader does not look. It prints what it misses.
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
     return ort
 
 

@@ -20,8 +20,9 @@ NO_DEVICE = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CudaDevice:
-    """The first GPU: its compute capability ("86" is 8.6) and bytes of memory."""
+    """The first GPU: its name, its compute capability ("86" is 8.6) and bytes of memory."""
 
+    name: str
     compute_capability: str
     free_memory: int
     total_memory: int
@@ -63,6 +64,8 @@ def cuda_device() -> CudaDevice | None:
         return None
     device, context = ctypes.c_int(), ctypes.c_void_p()
     check_call(driver.cuDeviceGet(ctypes.byref(device), 0), "cuDeviceGet")
+    name = ctypes.create_string_buffer(256)
+    check_call(driver.cuDeviceGetName(name, len(name), device), "cuDeviceGetName")
     version = [ctypes.c_int(), ctypes.c_int()]
     for number, attribute in zip(version, (MAJOR, MINOR), strict=True):
         check_call(
@@ -80,6 +83,7 @@ def cuda_device() -> CudaDevice | None:
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
     return CudaDevice(
+        name=name.value.decode(errors="replace"),
         compute_capability="".join(str(number.value) for number in version),
         free_memory=free.value,
         total_memory=total.value,

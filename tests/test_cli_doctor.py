@@ -47,7 +47,9 @@ PROBED: dict[AttentionForm, set[str]] = {
     "portable": {"RMSNormalization", "RotaryEmbedding", "TensorScatter", "Attention"},
     "decomposed": {"MatMul", "Softmax", "ScatterElements"},
 }
-GPU = device.CudaDevice(compute_capability="87", free_memory=5_000_000_000, total_memory=8_000_000_000)
+GPU = device.CudaDevice(
+    name="Fake GPU", compute_capability="87", free_memory=5_000_000_000, total_memory=8_000_000_000
+)
 DTYPES: tuple[probe.Dtype, ...] = ("float32", "float16")
 MakeGpu = Callable[..., FakeDriver]
 
@@ -139,7 +141,7 @@ def test_a_provider_on_the_gpu_runs_in_both_precisions(orin: MakeGpu, tiny_bundl
     orin()
     found = examined(tiny_bundle.path)
     cuda = found["ort-cuda"]
-    assert (cuda["state"], cuda["device"], cuda["compute_capability"]) == ("ok", "GPU 0", "8.7")
+    assert (cuda["state"], cuda["device"], cuda["compute_capability"]) == ("ok", "Fake GPU", "8.7")
     assert cuda["executed"] == list(ATTENTION_FORMS)
     assert found["ort-cpu"]["largest_difference"] < cuda["largest_difference"] < 2e-2  # float16
     assert found["ort-tensorrt"]["executed"] == ["portable"]

@@ -20,7 +20,9 @@ from safecode_trt.runtime import device
 from tests.fake_gpu import FakeDriver
 
 ROOT = Path(__file__).parents[1]
-GPU = device.CudaDevice(compute_capability="90", free_memory=5_000_000_000, total_memory=8_000_000_000)
+GPU = device.CudaDevice(
+    name="Fake GPU", compute_capability="90", free_memory=5_000_000_000, total_memory=8_000_000_000
+)
 
 
 def test_the_two_programs_have_the_same_sections() -> None:

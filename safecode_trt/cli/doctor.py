@@ -103,7 +103,7 @@ def _gpu_line(gpu: CudaDevice | None) -> str:
         return "none found"
     capability = f"{gpu.compute_capability[:-1]}.{gpu.compute_capability[-1]}"
     sizes = f"{console.size(gpu.free_memory)} of {console.size(gpu.total_memory)} free"
-    return f"compute capability {capability}, {sizes}"
+    return f"{console.printable(gpu.name)}, compute capability {capability}, {sizes}"
 
 
 def _memory() -> str:

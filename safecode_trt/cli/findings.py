@@ -179,4 +179,4 @@ def _device(gpu: CudaDevice | None) -> dict[str, Any]:
     if gpu is None:
         return {}
     capability = f"{gpu.compute_capability[:-1]}.{gpu.compute_capability[-1]}"
-    return {"device": "GPU 0", "compute_capability": capability}
+    return {"device": gpu.name, "compute_capability": capability}

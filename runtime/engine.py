@@ -77,8 +77,6 @@ class Engine:
         """
         config = config or RuntimeConfig()
         bundle = Bundle.open(path, check_hashes=config.check_hashes)
-        if note is None:
-            return cls(bundle, open_session(bundle, config))
         return cls(bundle, open_session(bundle, config, note=note))
 
     @property

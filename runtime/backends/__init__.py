@@ -22,8 +22,10 @@ _TRT = "safecode_trt.runtime.backends.trt"
 _log = logging.getLogger(__name__)
 
 
-def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note = _log.warning) -> Session:
-    """Opens the bundle's graphs on the configured backend; `note` is told what `auto` takes, and why no better one.
+def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = None) -> Session:
+    """Opens the bundle's graphs on the configured backend.
+
+    `note` is told what `auto` takes, and why no better one; without it the log is, as a warning.
 
     Raises:
         BackendError: the backend is not installed or does not take the graphs.
@@ -31,7 +33,7 @@ def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note = _log.war
     if config.backend == "auto":
         from safecode_trt.runtime.backends.auto import open_best
 
-        return open_best(bundle, config, note)
+        return open_best(bundle, config, note or _log.warning)
     if config.backend == "null":
         from safecode_trt.runtime.backends.null import NullSession
 

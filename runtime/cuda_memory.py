@@ -66,7 +66,7 @@ class CudaBuffer:
     def __init__(self, memory: CudaMemory, size: int) -> None:
         self.size = size
         self.address = memory.allocate(size)
-        weakref.finalize(self, memory.free, self.address)
+        weakref.finalize(self, memory.free, self.address).atexit = False  # the end of the process frees all
         memory.zero(self.address, size)
 
 
@@ -87,7 +87,7 @@ class CudaMemory:
         check_call(
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), device), "cuDevicePrimaryCtxRetain"
         )
-        weakref.finalize(self, driver.cuDevicePrimaryCtxRelease_v2, device)
+        weakref.finalize(self, driver.cuDevicePrimaryCtxRelease_v2, device).atexit = False
 
     def buffer(self, size: int) -> CudaBuffer:
         """So many bytes of zeros.

@@ -154,7 +154,11 @@ class FakeSession:
         return binding if self._asked == [CPU] else FakeBinding(binding, self.module.driver)
 
     def run_with_iobinding(self, binding: Any) -> None:
-        self._real.run_with_iobinding(getattr(binding, "io", binding))
+        if isinstance(binding, FakeBinding):
+            assert binding.inputs_are_there, "the copies to the device may still be on their way"
+            binding.inputs_are_there = False
+            binding = binding.io
+        self._real.run_with_iobinding(binding)
 
 
 class PlacedSession(FakeSession):
@@ -174,6 +178,13 @@ class FakeBinding:
     def __init__(self, io: Any, driver: FakeDriver) -> None:
         self.io, self._driver = io, driver
         self._copies: dict[str, Any] = {}
+        self.inputs_are_there = False
+
+    def synchronize_inputs(self) -> None:
+        self.inputs_are_there = True
+
+    def synchronize_outputs(self) -> None:
+        pass
 
     def bind_input(self, name: str, device: str, number: int, kind: Any, shape: Any, address: int) -> None:
         if device == "cuda":

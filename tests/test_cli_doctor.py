@@ -19,7 +19,9 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.cli import probe
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm
 from safecode_trt.errors import BackendError
+from safecode_trt.ops import bindings, cuda
 from safecode_trt.runtime import device
+from tests import fake_cuda
 from tests.cli_runner import call
 from tests.fake_gpu import FakeDriver
 
@@ -228,6 +230,22 @@ def test_an_engine_of_the_probe_is_executed(
     found = examined()["trt (tensorrt)"]
     assert (found["state"], found["version"]) == (state, "10.16.1" if state == "ok" else None)
     assert not driver.current
+
+
+@pytest.mark.parametrize("state", ["ok", "fail"])
+def test_a_step_of_the_kernels_is_executed(
+    kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    driver = fake_cuda.FakeDriver(kernels)
+    monkeypatch.setattr(device, "cuda_device", lambda: GPU)
+    for module in (bindings, cuda):
+        monkeypatch.setattr(module, "load_driver", lambda: driver)
+    monkeypatch.setattr(cuda, "load_cubin", lambda name, cache: f"machine code of {name}".encode())
+    if state == "fail":
+        monkeypatch.setattr(driver, "cuMemcpyHtoD", lambda *given: fake_cuda.OK)
+    found = examined()["cuda kernels"]
+    assert found["state"] == state and not driver.held
+    assert "the token is numpy's" in found["detail"] or state == "fail"
 
 
 # The probe -----------------------------------------------------------------------------------------

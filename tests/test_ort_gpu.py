@@ -14,12 +14,14 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import Backend, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.errors import BackendError
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine, cuda_memory
+from safecode_trt.runtime import Engine, cuda_memory, device
 from safecode_trt.runtime.backends import auto
 from safecode_trt.runtime.backends.growing_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.ort import _Floats
+from safecode_trt.runtime.backends.ort_providers import PROVIDERS, load_onnxruntime
 from safecode_trt.runtime.session import CacheMemory
 from tests.fake_gpu import FakeDriver
 from tests.families import idefics
@@ -64,6 +66,18 @@ def test_a_family_with_inputs_of_its_own(made: FamilyCheckpoints, gpu: MakeGpu) 
     expected = replies(bundle, "ort-cpu")
     gpu()
     assert replies(bundle, "ort-cuda") == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", [*GPU_BACKENDS, "ort-trt-rtx"])
+def test_the_same_tokens_on_a_real_gpu(tiny_bundle: Bundle, backend: Backend) -> None:
+    try:
+        load_onnxruntime(PROVIDERS[backend])
+        if device.cuda_device() is None:
+            pytest.skip("there is no GPU")
+    except BackendError as error:
+        pytest.skip(str(error))
+    assert replies(tiny_bundle, backend) == replies(tiny_bundle, "ort-cpu")
 
 
 def caches(driver: FakeDriver) -> tuple[HostCache, GrowingCache]:

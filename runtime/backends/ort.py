@@ -108,7 +108,7 @@ class OrtSession:
         binding.fill(feeds)
         start = perf_counter()
         try:
-            self._decoder.run_with_iobinding(binding.io)
+            binding.run(self._decoder)
         except Exception as error:  # see encode
             raise _failed("the decoder", error) from error
         self.decoder_seconds += perf_counter() - start
@@ -218,9 +218,21 @@ class _Binding:
             self._inputs[name] = self._floats.stored(value)
             self._bind(name, self._inputs[name])
 
+    def run(self, session: Any) -> None:
+        """One pass; a GPU is done with it when this returns."""
+        if self._device == "cpu":
+            session.run_with_iobinding(self.io)
+            return
+        self.io.synchronize_inputs()
+        session.run_with_iobinding(self.io)
+        self.io.synchronize_outputs()
+
     def _bind(self, name: str, value: NDArray[Any]) -> None:
         kind = self._floats.type if value.dtype == self._floats.storage else value.dtype
-        self.io.bind_input(name, "cpu", 0, kind, value.shape, value.ctypes.data)
+        try:
+            self.io.bind_input(name, "cpu", 0, kind, value.shape, value.ctypes.data)
+        except Exception as error:  # it allocates on a GPU
+            raise _failed(f"the binding of {name}", error) from error
 
 
 def _check_decoder(bundle: Bundle, provider: OrtProvider) -> None:

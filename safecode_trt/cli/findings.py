@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ from safecode_trt.runtime.device import CudaDevice
 __all__ = ["Finding", "find"]
 
 State = Literal["ok", "warn", "absent", "fail"]
+CUDA_PACKAGES = ("cuda-bindings", "cuda-python")
 FLAVOURS = {"trt (tensorrt)": ("tensorrt", "trt"), "trt (tensorrt-rtx)": ("tensorrt_rtx", "trt-rtx")}
 
 
@@ -54,10 +57,10 @@ class Finding:
 def find(gpu: CudaDevice | None) -> Iterator[Finding]:
     """A finding for every backend; `gpu` is what the driver says is there."""
     for provider in PROVIDERS.values():
-        yield _guarded(provider.backend, gpu, lambda provider=provider: _ort(provider, gpu))  # type: ignore[misc]
+        yield _guarded(provider.backend, gpu, partial(_ort, provider, gpu))
     for name in FLAVOURS:
-        yield _guarded(name, gpu, lambda name=name: _tensorrt(name, gpu))  # type: ignore[misc]
-    yield _guarded("cuda kernels", gpu, lambda: _kernels(gpu))
+        yield _guarded(name, gpu, partial(_tensorrt, name, gpu))
+    yield _guarded("cuda kernels", gpu, partial(_kernels, gpu))
 
 
 def _guarded(name: str, gpu: CudaDevice | None, examine: Callable[[], Finding]) -> Finding:
@@ -151,12 +154,13 @@ def _tensorrt(name: str, gpu: CudaDevice | None) -> Finding:
 
 def _kernels(gpu: CudaDevice | None) -> Finding:
     """The fused step on two rows of logits, whose greedy token numpy knows."""
-    from safecode_trt.ops.bindings import checked, load_driver
+    from safecode_trt.ops import bindings
+    from safecode_trt.ops.bindings import checked
     from safecode_trt.ops.cuda import DeviceStep
     from safecode_trt.ops.fused import FusedSettings
 
     try:
-        driver = load_driver()
+        driver = bindings.load_driver()
     except BackendError as error:
         detail, _, fix = str(error).partition("; run: ")
         return Finding(backend="cuda kernels", state="absent", detail=detail, fix=fix or None)
@@ -170,9 +174,16 @@ def _kernels(gpu: CudaDevice | None) -> Finding:
     right = int((rows[0] - np.float32(0.3) * rows[1]).argmax())
     if token != right:
         raise BackendError(f"the fused step chooses token {token} where numpy chooses {right}")
-    version = getattr(importlib.import_module("cuda.bindings"), "__version__", None)
+    version = next((metadata.version(name) for name in CUDA_PACKAGES if _installed(name)), None)
     detail = "executed a steered step, the token is numpy's"
     return Finding(backend="cuda kernels", state="ok", detail=detail, version=version, **_device(gpu))
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _device(gpu: CudaDevice | None) -> dict[str, Any]:

@@ -114,16 +114,17 @@ def test_wheels_of_a_folder_are_put_on_top(tmp_path: Path) -> None:
     output.mkdir()
     wheel(wheels, "onnxruntime", "__version__ = 'ours'")
     (wheels / "other-1.0-cp27-cp27m-win32.whl").write_bytes(b"")
-    python, failures = gpu_check.with_wheels(wheels, output)
+    failures = gpu_check.install_wheels(wheels, output)
     program = "import onnxruntime, numpy; print(onnxruntime.__version__, numpy.__name__)"
-    done = subprocess.run([python, "-c", program], capture_output=True, text=True)
+    environment = gpu_check._environment(output)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["ours", "numpy"], done.stderr
     assert len(failures) == 1 and failures[0].startswith("other-1.0")
 
 
 def test_a_folder_without_wheels_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="has no wheels"):
-        gpu_check.with_wheels(tmp_path, tmp_path)
+        gpu_check.install_wheels(tmp_path, tmp_path)
 
 
 # The sections, on a GPU that is the CPU -------------------------------------------------------------

@@ -13,9 +13,9 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -24,6 +24,7 @@ from time import monotonic
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parents[1]
+WHEELS = "wheels"
 NO_GPU = 75  # the exit code of a section that has nothing to run on
 State = Literal["done", "failed", "skipped", "no GPU"]
 Row = Mapping[str, Any]
@@ -79,7 +80,9 @@ def run_section(name: str, arguments: argparse.Namespace, left: float) -> Sectio
     command += ["--work", str(arguments.output_dir), "--family", arguments.family, "--size", arguments.size]
     start = monotonic()
     try:
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=left)
+        done = subprocess.run(
+            command, env=_environment(arguments.output_dir), capture_output=True, text=True, timeout=left
+        )
     except subprocess.TimeoutExpired:
         section.state, section.reason = "failed", f"not done after {left:.0f} s, when the time was over"
     else:
@@ -97,49 +100,27 @@ def run_section(name: str, arguments: argparse.Namespace, left: float) -> Sectio
     return section
 
 
-def _environment() -> dict[str, str]:
-    """With the checkout itself, which need not be installed, and no way to the network for Hugging Face."""
-    paths = [str(ROOT), str(ROOT / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+def _environment(output: Path) -> dict[str, str]:
+    """With the wheels of this run and the checkout itself in front, and no way to the network for Hugging Face."""
+    paths = [str(output / WHEELS), str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
 
 
-def with_wheels(folder: Path, output: Path) -> tuple[str, list[str]]:
-    """A Python with the wheels of a folder on top of this one's packages, and what could not be installed."""
+def install_wheels(folder: Path, output: Path) -> list[str]:
+    """Unpacks the wheels of a folder for the sections to find, before what is installed; returns the failures."""
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         sys.exit(
             f"error: {folder} has no wheels; put the packages that are missing there, or leave --wheels out"
         )
-    home = output / "venv"
-    venv.create(home, clear=True, symlinks=os.name != "nt", with_pip=False)
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    _see_outer_packages(home)
-    install = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-index",
-        "--no-deps",
-        "--find-links",
-        str(folder),
-    ]
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]
     failures = []
     for wheel in wheels:  # one by one: a folder for several machines is allowed
-        done = subprocess.run([*install, str(wheel)], capture_output=True, text=True)
+        command = [*install, "--target", str(output / WHEELS), str(wheel)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            failures.append(f"{wheel.name}: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-    return str(python), failures
-
-
-def _see_outer_packages(home: Path) -> None:
-    """Makes this Python's packages visible behind the new ones; this one may be a virtual environment itself."""
-    (inner,) = (
-        path for path in home.rglob("site-packages") if path.parent.name.startswith(("python", "Lib"))
-    )
-    outer = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (inner / "outer.pth").write_text("\n".join(outer) + "\n", encoding="utf-8")
+            failures.append(f"{wheel.name}: {(done.stderr.strip().splitlines() or ['?'])[0]}")
+    return failures
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -175,23 +156,19 @@ def _cell(value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output-dir", type=Path, default=ROOT / "build" / "gpu-check")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install for this run")
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to use for this run")
     parser.add_argument("--seconds", type=float, default=480, help="what the run may take (default 480)")
     parser.add_argument("--family", default="qwen2_vl", help="of the random checkpoint (default qwen2_vl)")
     parser.add_argument("--size", default="2b", help="of the random checkpoint (default 2b)")
     parser.add_argument("--only", nargs="+", choices=list(TITLES), metavar="SECTION", help=", ".join(TITLES))
-    parser.add_argument("--not-installed", nargs="*", default=[], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     start = monotonic()
     arguments.output_dir = arguments.output_dir.resolve()
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(arguments.output_dir / WHEELS, ignore_errors=True)
+    arguments.not_installed = []
     if arguments.wheels:
-        python, failures = with_wheels(arguments.wheels.resolve(), arguments.output_dir)
-        left = arguments.seconds - (monotonic() - start)
-        again = [python, __file__, "--output-dir", str(arguments.output_dir), "--seconds", str(left)]
-        again += ["--family", arguments.family, "--size", arguments.size]
-        again += ["--only", *arguments.only] if arguments.only else []
-        sys.exit(subprocess.call([*again, "--not-installed", *failures]))
+        arguments.not_installed = install_wheels(arguments.wheels.resolve(), arguments.output_dir)
     sections = []
     for name in arguments.only or TITLES:
         section = run_section(name, arguments, arguments.seconds - (monotonic() - start))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import gpu_check
+import gpu_measures
 import gpu_sections
 from gpu_sections import Task
 from safecode_trt.bundle import Bundle
@@ -28,7 +29,7 @@ GPU = device.CudaDevice(
 def test_the_two_programs_have_the_same_sections() -> None:
     assert list(gpu_check.TITLES) == list(gpu_sections.SECTIONS)
     assert set(gpu_check.LEAST) <= set(gpu_check.TITLES)
-    assert gpu_check.NO_GPU == gpu_sections.NO_GPU
+    assert gpu_check.NO_GPU == gpu_measures.NO_GPU
 
 
 def test_without_a_gpu_every_section_says_so(tmp_path: Path) -> None:
@@ -136,8 +137,8 @@ def task(
 ) -> Task:
     gpu()
     monkeypatch.setattr(device, "cuda_device", lambda: GPU)
-    monkeypatch.setattr(gpu_sections, "COPIED", 1 << 22)
-    monkeypatch.setattr(gpu_sections, "REPEATS", 1)
+    monkeypatch.setattr(gpu_measures, "COPIED", 1 << 22)
+    monkeypatch.setattr(gpu_measures, "REPEATS", 1)
     for name in ("demo", "fp16"):
         (tmp_path / f"{name}-bundle").symlink_to(tiny_bundle.path)
     return Task(tmp_path, "qwen2_vl", "2b")

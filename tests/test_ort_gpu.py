@@ -20,8 +20,8 @@ from safecode_trt.runtime import Engine, cuda_memory, device
 from safecode_trt.runtime.backends import auto
 from safecode_trt.runtime.backends.growing_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.backends.ort import _Floats
 from safecode_trt.runtime.backends.ort_providers import PROVIDERS, load_onnxruntime
+from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.session import CacheMemory
 from tests.fake_gpu import FakeDriver
 from tests.families import idefics
@@ -187,4 +187,4 @@ def test_bfloat16_is_rounded_to_nearest_even() -> None:
     import torch
 
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(_Floats.of("bfloat16").stored(values), expected)
+    assert np.array_equal(StoredFloats.of("bfloat16").stored(values), expected)

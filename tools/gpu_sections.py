@@ -16,12 +16,10 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from gpu_measures import COPIED, ROWS, copy_bandwidth, parity, require_gpu, speed
+
 ROOT = Path(__file__).resolve().parents[1]
-NO_GPU = 75
-ROWS = (1, 2, 3)
-REPEATS = 5
 CONTEXT = 1024
-COPIED = 1 << 30  # bytes; far beyond any cache
 Row = dict[str, Any]
 
 
@@ -58,7 +56,7 @@ def doctor(task: Task) -> Iterator[Row]:
 
 
 def bandwidth(task: Task) -> Iterator[Row]:
-    yield {"copied GB/s (read and written)": _bandwidth() / 1e9, "bytes": COPIED}
+    yield {"copied GB/s (read and written)": copy_bandwidth() / 1e9, "bytes": COPIED}
 
 
 def kernels(task: Task) -> Iterator[Row]:
@@ -107,7 +105,7 @@ def make_int4(task: Task) -> Iterator[Row]:
 
 def demo_engines(task: Task) -> Iterator[Row]:
     """What either flavour answers; TensorRT-RTX is tried on GPUs that are none of its targets too."""
-    capability = _gpu().compute_capability
+    capability = require_gpu().compute_capability
     for flavour in ("tensorrt", "tensorrt-rtx"):
         build = ["build", str(task.bundle("demo")), "--flavour", flavour, "--sm", capability]
         program = [sys.executable, "-c", "from safecode_trt.cli import main; main()"]
@@ -122,8 +120,7 @@ def demo_engines(task: Task) -> Iterator[Row]:
 
 
 def demo_parity(task: Task) -> Iterator[Row]:
-    _gpu()
-    yield from _parity(task.bundle("demo"), "can i pour water on it?", tokens=32, side=512)
+    yield from parity(task.bundle("demo"), "can i pour water on it?", tokens=32, side=512)
 
 
 def fp16_parity(task: Task) -> Iterator[Row]:
@@ -135,16 +132,15 @@ def int4_parity(task: Task) -> Iterator[Row]:
 
 
 def fp16_speed(task: Task) -> Iterator[Row]:
-    yield from _speed(task.bundle("fp16"))
+    yield from speed(task.bundle("fp16"))
 
 
 def int4_speed(task: Task) -> Iterator[Row]:
-    yield from _speed(task.bundle("int4"))
+    yield from speed(task.bundle("int4"))
 
 
 def transformers_speed(task: Task) -> Iterator[Row]:
     """The steps of `generate` on a text of as many tokens as our steps see."""
-    _gpu()
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -192,131 +188,7 @@ def _export(task: Task, checkpoint: Path, name: str, precision: Any) -> Row:
 def _random_parity(task: Task, name: str) -> Iterator[Row]:
     from random_tokenizer import RANDOM_REQUEST
 
-    _gpu()
-    yield from _parity(task.bundle(name), RANDOM_REQUEST, tokens=8, side=112)  # the CPU is slow at this
-
-
-def _parity(bundle: Path, request: str, *, tokens: int, side: int) -> Iterator[Row]:
-    """Greedy replies in SafeCoDe's mode about a picture of side x side pixels, and first logits, against the CPU's.
-
-    A token that differs is no error by itself: the logits say by how much, over the largest.
-    """
-    import numpy as np
-    from PIL import Image
-
-    from safecode_trt.config import RuntimeConfig, SamplingParams
-    from safecode_trt.policy import make_policy
-    from safecode_trt.runtime import Engine
-    from safecode_trt.runtime.kv_cache import KVCache
-
-    picture = Image.open(ROOT / "examples" / "socket.png").convert("RGB").resize((side, side))
-    sampling = SamplingParams(max_new_tokens=tokens, ignore_eos=True)
-
-    def answer(backend: Any) -> tuple[tuple[int, ...], Any]:
-        with Engine.open(bundle, config=RuntimeConfig(backend=backend, check_hashes=False)) as engine:
-            row = engine.builder.text_row(np.arange(24, dtype=np.int64) + 8)
-            cache = KVCache(engine.session.allocate(1), rows=1)
-            cache.require(len(row))
-            feeds = engine.builder.feeds([row], np.array([len(row)]), cache)
-            logits = engine.session.decode(feeds, cache.memory).copy()
-            policy = make_policy("safecode-paper", engine.bundle.manifest.safecode)
-            reply = engine.generate(request, image=picture, policy=policy, sampling=sampling)
-            return tuple(reply.token_ids), logits
-
-    right, logits = answer("ort-cpu")
-    for backend in _gpu_backends():
-        row: Row = {"backend": backend}
-        try:
-            found, others = answer(backend)
-        except Exception as error:  # whatever it raises is what is asked here
-            yield row | {"error": f"{type(error).__name__}: {error}"}
-            continue
-        same = [a == b for a, b in zip(right, found, strict=True)]
-        yield row | {
-            "tokens": tokens,
-            "equal up to the first that differs": (same.index(False) if False in same else tokens),
-            "largest difference of logits, over the largest": float(
-                np.abs(others - logits).max() / np.abs(logits).max()
-            ),
-        }
-
-
-def _speed(folder: Path) -> Iterator[Row]:
-    """Steps with 1, 2 and 3 rows, prefill and pictures on every GPU backend; one that fails is a row too."""
-    from random_tokenizer import RANDOM_REQUEST
-
-    _gpu()
-    limit = _bandwidth()
-    for backend in _gpu_backends():
-        try:
-            yield from _speed_on(folder, backend, RANDOM_REQUEST, limit)
-        except Exception as error:  # see _parity
-            yield {"backend": backend, "error": f"{type(error).__name__}: {error}"}
-
-
-def _speed_on(folder: Path, backend: Any, request: str, limit: float) -> Iterator[Row]:
-    from safecode_trt.config import RuntimeConfig
-    from safecode_trt.eval.timing import Case, interleaved
-    from safecode_trt.eval.workload import Workload
-    from safecode_trt.manifest import DECODER
-    from safecode_trt.runtime import Engine
-
-    with Engine.open(folder, config=RuntimeConfig(backend=backend, check_hashes=False)) as engine:
-        work, manifest = Workload(engine, request), engine.bundle.manifest
-        cases: dict[str, Case] = {f"step {rows}": work.steps(rows) for rows in ROWS}
-        cases |= {"prefill": work.prefill(1), "pictures 1": work.vision(1), "pictures 2": work.vision(2)}
-        rounds = interleaved(cases, REPEATS)
-        g = manifest.geometry
-        weights = sum(f.bytes for path, f in manifest.files.items() if path.startswith(DECODER))
-        position = 2 * g.num_hidden_layers * g.num_key_value_heads * g.head_dim * 2  # float16
-        one = rounds.spread("step 1").median
-        for rows in ROWS:
-            step = rounds.spread(f"step {rows}").median
-            read = weights + rows * work.capacity * position
-            yield {
-                "backend": backend,
-                "what": f"step, {rows} rows, cache of {work.capacity}",
-                "ms": step * 1e3,
-                "tokens/s": 1 / step,
-                "against 1 row": step / one,
-                "bytes read": read,
-                "limit, tokens/s": limit / read,
-                "share of the limit": read / limit / step,
-            }
-        for name in ("prefill", "pictures 1", "pictures 2"):
-            yield {"backend": backend, "what": name, "ms": rounds.spread(name).median * 1e3}
-
-
-def _bandwidth() -> float:
-    """Bytes per second that the GPU reads and writes while it copies."""
-    from safecode_trt.runtime.cuda_memory import Block, CudaMemory
-
-    _gpu()
-    memory = CudaMemory()
-    buffers = [memory.buffer(COPIED) for _ in range(2)]
-    blocks = [Block(address=buffer.address, pitch=1 << 20, lines=COPIED >> 20) for buffer in buffers]
-
-    def seconds() -> float:
-        start = perf_counter()
-        memory.copy(blocks[0], blocks[1], width=1 << 20, height=COPIED >> 20, depth=1)
-        return perf_counter() - start
-
-    return 2 * COPIED / min(seconds() for _ in range(20))
-
-
-def _gpu_backends() -> tuple[str, ...]:
-    return ("ort-cuda", "ort-tensorrt", "ort-trt-rtx", "trt")
-
-
-def _gpu() -> Any:
-    """The GPU; without one this section is over."""
-    from safecode_trt.runtime.device import cuda_device
-
-    gpu = cuda_device()
-    if gpu is None:
-        print("no GPU was found", file=sys.stderr)
-        sys.exit(NO_GPU)
-    return gpu
+    yield from parity(task.bundle(name), RANDOM_REQUEST, tokens=8, side=112)  # the CPU is slow at this
 
 
 SECTIONS: dict[str, Callable[[Task], Iterator[Row]]] = {
@@ -346,7 +218,7 @@ def main() -> None:
     parser.add_argument("--size", default="2b")
     arguments = parser.parse_args()
     if arguments.section != "doctor":
-        _gpu()  # nothing is made for a GPU that is not there
+        require_gpu()  # nothing is made for a GPU that is not there
     task = Task(arguments.work, arguments.family, arguments.size)
     with arguments.output.open("w", encoding="utf-8") as output:
         for row in SECTIONS[arguments.section](task):

@@ -23,6 +23,7 @@ from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.growing_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
+from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.cuda_memory import CudaMemory
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
@@ -61,7 +62,7 @@ class OrtSession:
         self.decoder_seconds = 0.0
         self._device = provider.device
         self._pictures = np.dtype(vision_dtype(manifest.precision, manifest.activations))
-        self._floats = _Floats.of(activation_dtype(manifest.precision, manifest.activations))
+        self._floats = StoredFloats.of(activation_dtype(manifest.precision, manifest.activations))
         self._bindings: WeakKeyDictionary[Cache, _StepBindings] = WeakKeyDictionary()
 
         def opened(name: str, *, spin: bool) -> Any:
@@ -136,43 +137,6 @@ class OrtSession:
 
 
 @dataclass(frozen=True, slots=True)
-class _Floats:
-    """How the decoder's floating-point numbers are stored here, and ONNX Runtime's word for their type.
-
-    numpy has no bfloat16: its bits are in uint16, and the type is ONNX's number for it.
-    """
-
-    storage: np.dtype[Any]
-    type: Any
-
-    @classmethod
-    def of(cls, dtype: str) -> _Floats:
-        if dtype == "bfloat16":
-            return cls(np.dtype(np.uint16), 16)
-        return cls(np.dtype(dtype), np.dtype(dtype))
-
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Room for an input; those of other types than float32 stay as they are."""
-        return np.empty(shape, self.storage if dtype == np.float32 else dtype)
-
-    def stored(self, value: NDArray[Any]) -> NDArray[Any]:
-        """An input in the stored form, itself if it has it."""
-        if value.dtype != np.float32 or self.storage == np.float32:
-            return np.ascontiguousarray(value)
-        array = self.array(value.shape, value.dtype)
-        self.fill(array, value)
-        return array
-
-    def fill(self, target: NDArray[Any], value: NDArray[Any]) -> None:
-        """Writes an input in the stored form, rounded to nearest."""
-        if value.dtype == np.float32 and self.storage == np.uint16:
-            bits = np.ascontiguousarray(value).view(np.uint32)
-            target[...] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-        else:
-            np.copyto(target, value, casting="same_kind")
-
-
-@dataclass(frozen=True, slots=True)
 class _StepBindings:
     """The bindings of decode steps to a memory while it has this address and capacity, by first row and rows."""
 
@@ -186,7 +150,7 @@ class _Binding:
     Inputs are copied into arrays of ours, which stay bound; the cache is bound where it is.
     """
 
-    def __init__(self, io: Any, floats: _Floats, device: str) -> None:
+    def __init__(self, io: Any, floats: StoredFloats, device: str) -> None:
         self.io, self._floats, self._device = io, floats, device
         self._inputs: dict[str, NDArray[Any]] = {}
 

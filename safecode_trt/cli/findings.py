@@ -22,7 +22,6 @@ from safecode_trt.runtime.backends.ort_providers import (
     PROVIDERS,
     OrtProvider,
     first_line,
-    install_command,
     load_onnxruntime,
     open_graph,
 )
@@ -68,22 +67,30 @@ def _guarded(name: str, gpu: CudaDevice | None, examine: Callable[[], Finding]) 
     try:
         return examine()
     except Exception as error:
-        state: State = "fail" if gpu or name == "ort-cpu" else "absent"
-        if not isinstance(error, BackendError):
-            return Finding(backend=name, state=state, detail=f"{type(error).__name__}: {first_line(error)}")
-        detail, _, fix = str(error).partition("; run: ")
-        return Finding(backend=name, state=state, detail=detail, fix=fix or None)
+        return _explained(name, "fail" if gpu or name == "ort-cpu" else "absent", error)
+
+
+def _explained(name: str, state: State, error: Exception) -> Finding:
+    """A finding by an exception; what stands behind `run:` in ours is the fix."""
+    if not isinstance(error, BackendError):
+        return Finding(backend=name, state=state, detail=f"{type(error).__name__}: {first_line(error)}")
+    detail, _, fix = str(error).partition("; run: ")
+    return Finding(backend=name, state=state, detail=detail, fix=fix or None)
 
 
 def _ort(provider: OrtProvider, gpu: CudaDevice | None) -> Finding:
-    base = Finding(backend=provider.backend, state="absent", detail="")
     try:
         ort = load_onnxruntime(provider)
     except BackendError as error:
-        detail, _, fix = str(error).partition("; run: ")
-        return replace(base, detail=detail, fix=fix or install_command(provider))
+        return _explained(provider.backend, "absent", error)
     on_cpu = provider.device == "cpu"
-    base = replace(base, version=str(ort.__version__), **({"device": "CPU"} if on_cpu else _device(gpu)))
+    base = Finding(
+        backend=provider.backend,
+        state="absent",
+        detail="",
+        version=str(ort.__version__),
+        **({"device": "CPU"} if on_cpu else _device(gpu)),
+    )
     if not on_cpu and gpu is None:
         return replace(base, detail="installed, and there is no GPU")
     # On the CPU no bundle has activations in float16 but those that were exported for TensorRT.
@@ -162,8 +169,7 @@ def _kernels(gpu: CudaDevice | None) -> Finding:
     try:
         driver = bindings.load_driver()
     except BackendError as error:
-        detail, _, fix = str(error).partition("; run: ")
-        return Finding(backend="cuda kernels", state="absent", detail=detail, fix=fix or None)
+        return _explained("cuda kernels", "absent", error)
     rows = np.random.default_rng(0).standard_normal((2, 3000)).astype(np.float32)
     settings = FusedSettings(form="difference", alpha=0.3)
     with closing(DeviceStep(vocabulary=rows.shape[1], refusal_ids=np.arange(4))) as step:

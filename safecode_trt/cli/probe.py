@@ -1,19 +1,18 @@
 """A decoder of one layer, written by hand, that a backend must really execute, and what it computes in numpy.
 
 It has what bundles have: norms, rotary embedding, a write into a cache, attention over it under a mask, a gated MLP;
-in both forms of bundles. Written as protobuf bytes here, so that a device needs no onnx package for it.
+in both forms of bundles.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.cli.onnx_writer import TYPES, GraphWriter
 from safecode_trt.contract import AttentionForm
 
 __all__ = ["TOLERANCE", "Dtype", "expected", "feeds", "graph_bytes"]
@@ -23,8 +22,6 @@ Array = NDArray[Any]
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1e-4, "float16": 2e-2}
 """The largest difference from numpy that is no mistake; values are around 1."""
 
-IR_VERSION = 10
-TYPES = {"float32": 1, "int64": 7, "float16": 10}
 OPSET: Mapping[AttentionForm, int] = {"portable": 24, "decomposed": 18}
 E, HQ, H, D, F, CAP, PLACE = 32, 2, 1, 16, 48, 8, 5
 EPSILON = 1e-5
@@ -89,7 +86,7 @@ def _weights(dtype: Dtype) -> dict[str, Array]:
 
 def graph_bytes(form: AttentionForm, dtype: Dtype = "float32") -> bytes:
     """The decoder as a serialised ONNX model."""
-    graph = _Graph(dict(_weights(dtype)))
+    graph = GraphWriter(dict(_weights(dtype)))
     graph.constant("heads", [1, 1, HQ + 2 * H, D])
     graph.constant("parts", [HQ, H, H])
     graph.constant("merged", [1, 1, HQ * D])
@@ -114,7 +111,7 @@ def graph_bytes(form: AttentionForm, dtype: Dtype = "float32") -> bytes:
 class _Portable:
     """The layer's inner operations with the operators of opset 24."""
 
-    def __init__(self, graph: _Graph) -> None:
+    def __init__(self, graph: GraphWriter) -> None:
         self._op, self._node = graph.op, graph.node
 
     def norm(self, x: str, name: str) -> str:
@@ -133,7 +130,7 @@ class _Portable:
 class _Decomposed:
     """The same with MatMul, Softmax, ScatterElements and arithmetic."""
 
-    def __init__(self, graph: _Graph, dtype: Dtype) -> None:
+    def __init__(self, graph: GraphWriter, dtype: Dtype) -> None:
         self._op, self._node = graph.op, graph.node
         graph.weights["epsilon"] = np.array([EPSILON], np.float32)
         graph.weights["scale"] = np.array([D**-0.5], dtype)
@@ -167,73 +164,3 @@ class _Decomposed:
         columns = op("Transpose", ["present_key"], perm=[0, 1, 3, 2])
         scores = op("Add", [op("MatMul", [op("Mul", [query, "scale"]), columns]), "mask"])
         return op("MatMul", [op("Softmax", [scores], axis=-1), "present_value"])
-
-
-@dataclass
-class _Graph:
-    """Nodes as protobuf bytes, and the constants that they read."""
-
-    weights: dict[str, Array]
-    nodes: list[bytes] = field(default_factory=list)
-
-    def constant(self, name: str, values: Sequence[int]) -> None:
-        self.weights[name] = np.array(values, np.int64)
-
-    def op(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """A node with one output, whose name is returned."""
-        output = f"{operator}_{len(self.nodes)}"
-        self.node(operator, inputs, [output], **attributes)
-        return output
-
-    def node(self, operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
-        parts = [_field(1, name.encode()) for name in inputs] + [_field(2, name.encode()) for name in outputs]
-        parts += [_field(3, f"{operator}_{len(self.nodes)}".encode()), _field(4, operator.encode())]
-        parts += [_field(5, _attribute(name, value)) for name, value in attributes.items()]
-        self.nodes.append(b"".join(parts))
-
-    def model(
-        self, opset: int, inputs: Mapping[str, Array], outputs: Mapping[str, tuple[str, tuple[int, ...]]]
-    ) -> bytes:
-        nodes = b"".join(_field(1, node) for node in self.nodes)
-        weights = b"".join(_field(5, _tensor(name, value)) for name, value in self.weights.items())
-        given = b"".join(_field(11, _value(name, x.dtype.name, x.shape)) for name, x in inputs.items())
-        made = b"".join(_field(12, _value(name, *described)) for name, described in outputs.items())
-        graph = nodes + _field(2, b"probe") + weights + given + made
-        return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, opset))
-
-
-def _attribute(name: str, value: int | float | Sequence[int]) -> bytes:
-    head = _field(1, name.encode())
-    if isinstance(value, float):
-        return head + _varint(2 << 3 | 5) + struct.pack("<f", value) + _field(20, 1)
-    if isinstance(value, int):
-        return head + _field(3, value) + _field(20, 2)
-    return head + b"".join(_field(8, item) for item in value) + _field(20, 7)
-
-
-def _tensor(name: str, value: Array) -> bytes:
-    dims = b"".join(_field(1, size) for size in value.shape)
-    data = value.astype(value.dtype.newbyteorder("<")).tobytes()
-    return dims + _field(2, TYPES[value.dtype.name]) + _field(8, name.encode()) + _field(9, data)
-
-
-def _value(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    dims = b"".join(_field(1, _field(1, size)) for size in shape)
-    tensor = _field(1, TYPES[dtype]) + _field(2, dims)
-    return _field(1, name.encode()) + _field(2, _field(1, tensor))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """One protobuf field: a number, or bytes with their length."""
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    value &= (1 << 64) - 1  # negative numbers are the complement in 64 bits
-    head = bytearray()
-    while value > 127:
-        head.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*head, value])

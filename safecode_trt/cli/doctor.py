@@ -47,7 +47,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
     gpu, trouble = _gpu()
     findings = list(find(gpu))
     if bundle:
-        findings.append(_bundle(bundle, findings))
+        findings.append(_bundle(bundle, findings, gpu))
     ready = _ready(findings)
     machine = {
         "python": platform.python_version(),
@@ -114,17 +114,19 @@ def _memory() -> str:
     return f"{console.size(free) if free is not None else 'unknown'} free, {cores} cores"
 
 
-def _bundle(path: Path, findings: Sequence[Finding]) -> Finding:
+def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> Finding:
     """One token of the bundle on every backend that works here."""
     from safecode_trt.bundle import Bundle
     from safecode_trt.cli.findings import Finding
     from safecode_trt.runtime.backends.auto import ORDER
 
     try:
-        Bundle.open(path)
+        engines = Bundle.open(path).manifest.engines
     except SafeCodeError as error:
         return Finding(backend=BUNDLE, state="fail", detail=str(error))
     working = {finding.backend.split(" ")[0] for finding in findings if finding.state in ("ok", "warn")}
+    if gpu and engines:
+        working.add("trt")  # its engines are asked themselves, whatever became of the probe's
     said, answered = list[str](), False
     for backend in (name for name in reversed(ORDER) if name in working):
         try:

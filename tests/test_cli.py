@@ -38,9 +38,7 @@ def test_the_program_lists_its_verbs_in_order_of_use() -> None:
 def test_every_verb_is_a_file() -> None:
     files = {path.stem for path in (ROOT / "safecode_trt" / "cli").glob("*.py")}
     assert set(VERBS) <= files
-    assert files - set(VERBS) == {"__init__", "console", "options", "probe", "trace"} | (
-        files & {"demo_report"}
-    )
+    assert files - set(VERBS) == {"__init__", "asking", "console", "options", "probe", "recording"}
 
 
 def test_version() -> None:

@@ -20,6 +20,7 @@ LAYERS = (
     ("runtime",),
     ("export", "eval", "server"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 EXPORT_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"}

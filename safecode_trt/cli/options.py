@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.config import MODES, PAPER, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import MODES, PAPER, Mode, RuntimeConfig, SafeCodeConfig, SamplingParams
 from safecode_trt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "as_json",
     "build_policy",
     "engine_options",
+    "mode_settings",
     "policy_options",
     "read_prompt",
     "sampling_options",
@@ -97,15 +98,18 @@ def engine_options(command: F) -> F:
     return _apply(ENGINE, cast(F, wrapper))
 
 
+def mode_settings(bundle: Bundle, mode: Mode, reference: Any = None) -> SafeCodeConfig:
+    """The settings of a mode with this bundle; `reference` overrides theirs."""
+    settings = PAPER if mode == "safecode-paper" else bundle.manifest.safecode.settings
+    return settings if reference is None else replace(settings, reference=reference)
+
+
 def build_policy(bundle: Bundle, mode: Mode, reference: Any = None) -> Policy:
-    """The policy of a mode with this bundle's prompts and settings; `reference` overrides theirs."""
+    """The policy of a mode with this bundle's prompts, and `mode_settings`."""
     from safecode_trt.policy import make_policy
 
-    defaults = bundle.manifest.safecode
-    settings = None
-    if reference is not None and mode != "plain":
-        settings = replace(PAPER if mode == "safecode-paper" else defaults.settings, reference=reference)
-    return make_policy(mode, defaults, settings=settings)
+    settings = mode_settings(bundle, mode, reference)
+    return make_policy(mode, bundle.manifest.safecode, settings=settings)
 
 
 def read_prompt(prompt: str) -> str:

@@ -83,6 +83,7 @@ class ReplyRecord:
     mode: str
     settings: Mapping[str, Any]
     sampling: SamplingParams
+    noise: Mapping[str, float] | None
     verdict: Verdict | None
     text: str
     tokens: tuple[RecordedToken, ...]
@@ -132,6 +133,7 @@ def make_record(
         mode=mode,
         settings=settings,
         sampling=sampling,
+        noise=to_dict(reply.noise),
         verdict=reply.verdict,
         text=reply.text,
         tokens=tuple(map(named, reply.token_ids)),

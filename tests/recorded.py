@@ -44,6 +44,7 @@ RECORD = ReplyRecord(
     mode="safecode",
     settings={"alpha": 0.5, "reference": "cached"},
     sampling=SamplingParams(),
+    noise=None,
     verdict=UNSAFE,
     text="Sorry, no.",
     tokens=(RecordedToken(id=0, text=" Sorry"),),

@@ -49,9 +49,9 @@ class Conversation:
 
         spec = self.asker.engine.spec
         if spec.max_pictures is not None and len(self.pictures) >= spec.max_pictures:
+            most = "1 picture" if spec.max_pictures == 1 else f"{spec.max_pictures} pictures"
             raise PromptError(
-                f"{spec.model_type} takes at most {spec.max_pictures} pictures in a conversation; "
-                "/clear starts one without"
+                f"{spec.model_type} takes at most {most} in a conversation; /clear starts one without"
             )
         self.pictures.append(read_picture(path))
 

@@ -138,13 +138,14 @@ def _facts(record: ReplyRecord, number: str) -> Table:
 
 def scale(verdict: Verdict) -> str:
     """The verdict between 0 and 1, with its threshold."""
+    from safecode_trt.eval.explain import judged
+
     line = ["-"] * (SCALE + 1)
     line[round(verdict.threshold * SCALE)] = "|"
     line[round(verdict.p_unsafe * SCALE)] = "*"
-    word = "unsafe" if verdict.unsafe else "safe"
     source = console.printable(verdict.source)
     return (
-        f"verdict: {word}, p_unsafe {verdict.p_unsafe:.3f} *, threshold {verdict.threshold:.2f} |, from {source}\n"
+        f"verdict: {judged(verdict)}, p_unsafe {verdict.p_unsafe:.3f} *, threshold {verdict.threshold:.2f} |, from {source}\n"
         f"  safe 0 [{''.join(line)}] 1 unsafe"
     )
 

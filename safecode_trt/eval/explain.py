@@ -12,7 +12,7 @@ from typing import Literal
 from safecode_trt.policy.base import Verdict
 from safecode_trt.runtime.record import RecordedCandidate, RecordedStep, ReplyRecord
 
-__all__ = ["STAGES", "Ranked", "Stage", "ranked", "reading", "shown_text", "steers", "step_reading"]
+__all__ = ["STAGES", "Ranked", "Stage", "judged", "ranked", "reading", "shown_text", "steers", "step_reading"]
 
 Stage = Literal["reference", "picture", "contrast", "final"]
 STAGES: tuple[Stage, ...] = ("reference", "picture", "contrast", "final")
@@ -66,13 +66,16 @@ def reading(record: ReplyRecord) -> str:
         return f"the fallback answered, because {record.fallback_reason}"
     if record.fallback_reason is not None:
         return f"decoding went on plainly, because {record.fallback_reason}"
+    if record.finish_reason == "settled":
+        return f"{_who(record.verdict)} settled the answer, and nothing was decoded"
     if not record.steps:
         return "no step was steered" if record.mode == "plain" else "no steered step was recorded"
     changed = [step for step in record.steps if steers(step)]
     if not changed:
         first = step_reading(record.steps[0], record.verdict)
         others = len(record.steps) - 1
-        return first + (f"; nor did any stage in the {others} steps after it" if others else "")
+        after = "step" if others == 1 else f"{others} steps"
+        return first + (f"; nor did any stage in the {after} after it" if others else "")
     first = f"step {changed[0].step + 1}: {step_reading(changed[0], record.verdict)}"
     if len(record.steps) == 1:
         return first
@@ -108,6 +111,11 @@ def step_reading(step: RecordedStep, verdict: Verdict | None) -> str:
     elif chosen is None and step.chosen is not None:
         parts.append(f"the draw took {shown_text(step.chosen.text)}, which is not among the recorded tokens")
     return ", then ".join(parts) or f"{_name(own)} led on the picture alone, and no stage changed that"
+
+
+def judged(verdict: Verdict) -> str:
+    """A verdict in one word."""
+    return "abstained" if verdict.abstained else "unsafe" if verdict.unsafe else "safe"
 
 
 def shown_text(text: str, width: int | None = None) -> str:

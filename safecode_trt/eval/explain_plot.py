@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from safecode_trt.eval.explain import STAGES, Ranked, Stage, ranked, reading, shown_text
+from safecode_trt.eval.explain import STAGES, Ranked, Stage, judged, ranked, reading, shown_text
 from safecode_trt.policy.base import Verdict
 from safecode_trt.runtime.record import RecordedStep, ReplyRecord
 
@@ -73,9 +73,8 @@ def _verdict(axes: Axes, verdict: Verdict) -> None:
     axes.axvspan(verdict.threshold, 1, color=RAISED, alpha=0.25, lw=0)
     axes.axvline(verdict.threshold, color="black", lw=1.5)
     axes.plot(verdict.p_unsafe, 0.5, "D", color="black", markersize=8, clip_on=False)
-    word = "unsafe" if verdict.unsafe else "safe"
     axes.annotate(
-        f"{word}: p_unsafe {verdict.p_unsafe:.3f}",
+        f"{judged(verdict)}: p_unsafe {verdict.p_unsafe:.3f}",
         (verdict.p_unsafe, 1.35),
         ha=_towards_middle(verdict.p_unsafe),
         va="bottom",

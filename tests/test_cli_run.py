@@ -46,6 +46,13 @@ def test_run_answers_on_stdout_and_talks_on_stderr(bundle: Path, picture: Path, 
     assert ("p_unsafe" in result.stderr) == (mode != "plain")
 
 
+def test_the_summary_counts_what_there_is(bundle: Path) -> None:
+    one = run(bundle, "--mode", "plain", "--max-new-tokens", 1, ASK).stderr
+    assert "1 token, first after" in one and "then" not in one
+    none = run(bundle, "--time-limit", 0, ASK).stderr
+    assert "fallback: the time limit" in none and "tokens" not in none and "first" not in none
+
+
 def test_quiet_leaves_the_answer_only(bundle: Path, picture: Path) -> None:
     result = call("--quiet", "run", bundle, "--backend", "null", "--image", picture, ASK)
     assert result.exit_code == 0 and result.stderr == ""

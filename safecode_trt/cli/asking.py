@@ -80,14 +80,17 @@ def summary(record: ReplyRecord) -> str:
     parts = []
     if record.verdict:
         word = "unsafe" if record.verdict.unsafe else "safe"
+        if record.verdict.abstained:
+            word = f"uncertain, perhaps {word}"
         parts.append(f"{word} (p_unsafe {record.verdict.p_unsafe:.2f})")
     if record.fallback_reason:
         parts.append(f"fallback: {record.fallback_reason}")
     elif record.finish_reason != "stop":
         parts.append(f"ended by {record.finish_reason.replace('_', ' ')}")
-    times = record.timings
-    parts.append(f"{len(record.tokens)} tokens")
-    parts.append(
-        f"first after {times.first_token_s * 1e3:.0f} ms, then {times.per_token_s * 1e3:.1f} ms each"
-    )
+    if record.tokens:
+        count, times = len(record.tokens), record.timings
+        parts.append("1 token" if count == 1 else f"{count} tokens")
+        parts.append(f"first after {times.first_token_s * 1e3:.0f} ms")
+        if count > 1:
+            parts.append(f"then {times.per_token_s * 1e3:.1f} ms each")
     return console.printable(", ".join(parts))

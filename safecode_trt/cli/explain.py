@@ -9,7 +9,7 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.asking import summary
-from safecode_trt.cli.options import FOLDER, as_json
+from safecode_trt.cli.options import DRAWING, FOLDER, as_json
 from safecode_trt.errors import ConfigError, TraceError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-FORMATS = (".png", ".svg", ".pdf")
 SCALE = 50
 TOKEN = 20
 
@@ -32,7 +31,7 @@ TOKEN = 20
 @click.option(
     "--steps", type=click.IntRange(min=1), default=6, show_default=True, help="At most so many steps."
 )
-@click.option("--output", type=FOLDER, metavar="FILE", help="Draw it, too (.png, .svg or .pdf).")
+@click.option("--output", type=DRAWING, metavar="FILE", help="Draw it, too (.png, .svg or .pdf).")
 @as_json
 def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as_json: bool) -> None:
     """Show a reply of TRACE, which `run --trace` or `chat --trace` has written.
@@ -43,14 +42,13 @@ def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as
 
     \b
     Example:
-      safecode-trt run build/demo-bundle --image photo.png --trace t.jsonl "is it hot?"
+      safecode-trt run build/demo-bundle --trace t.jsonl "can i eat it?"
       safecode-trt explain t.jsonl
       safecode-trt explain t.jsonl --reply 1 --output picture.png
     """
     from safecode_trt.eval.explain import reading
 
     if output:
-        _check_output(output)
         from safecode_trt.eval.explain_plot import plot_reply  # before anything is shown, it may be missing
     record, number, count = _find(trace, wanted)
     if output:
@@ -63,11 +61,6 @@ def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as
         console.emit_json({"reply": number, "reading": reading(record), **record.to_dict()})
         return
     _print(record, steps, f"{number} of {count}")
-
-
-def _check_output(output: Path) -> None:
-    if output.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--output must end in {', '.join(FORMATS)}, got {output}")
 
 
 def _find(trace: Path, wanted: int | None) -> tuple[ReplyRecord, int, int]:
@@ -143,11 +136,9 @@ def scale(verdict: Verdict) -> str:
     line = ["-"] * (SCALE + 1)
     line[round(verdict.threshold * SCALE)] = "|"
     line[round(verdict.p_unsafe * SCALE)] = "*"
+    figures = f"p_unsafe {verdict.p_unsafe:.3f} *, threshold {verdict.threshold:.2f} |"
     source = console.printable(verdict.source)
-    return (
-        f"verdict: {judged(verdict)}, p_unsafe {verdict.p_unsafe:.3f} *, threshold {verdict.threshold:.2f} |, from {source}\n"
-        f"  safe 0 [{''.join(line)}] 1 unsafe"
-    )
+    return f"verdict: {judged(verdict)}, {figures}, from {source}\n  safe 0 [{''.join(line)}] 1 unsafe"
 
 
 def _step_table(step: RecordedStep) -> Table:

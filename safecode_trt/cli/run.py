@@ -50,8 +50,8 @@ def command(
 
     \b
     Example:
-      safecode-trt run build/demo-bundle --image examples/socket.png "can i pour water on it?"
-      echo "what is this?" | safecode-trt run build/demo-bundle --image photo.png --json -
+      safecode-trt run build/demo-bundle --image photo.png "can i touch it?"
+      safecode-trt run build/demo-bundle --image photo.png - < question.txt
     """
     from safecode_trt.runtime import Engine
     from safecode_trt.runtime.picture_file import read_picture

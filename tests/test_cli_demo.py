@@ -19,10 +19,6 @@ from tests.cli_runner import ASK, call, fails, start
 from tests.null_bundle import DEMO, write_null_bundle
 
 SECONDS = 60
-IGNORED = (
-    "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import safecode_trt.__main__ as entry; "
-    "os.kill(os.getpid(), signal.SIGINT); entry.main()"
-)
 
 
 @pytest.fixture(scope="module")
@@ -94,37 +90,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
         if time.monotonic() > end:
             raise TimeoutError("nothing happened")
         time.sleep(0.02)
-
-
-@pytest.mark.parametrize("entry", ["-m safecode_trt", "-c from safecode_trt.__main__ import main; main()"])
-def test_ctrl_c_while_python_imports(tmp_path: Path, entry: str) -> None:
-    """From the first line of ours on, at whatever moment; before it, the interpreter's own start is not ours."""
-    bundle = write_null_bundle(tmp_path / "bundle", capacity=50_000)
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.stderr.write('up ')\nsys.stderr.flush()\n")
-    for delay in (0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3):
-        process = start(
-            "run",
-            bundle,
-            "--backend",
-            "null",
-            "--max-new-tokens",
-            49_000,
-            ASK,
-            entry=entry.split(" ", 1),
-            path=tmp_path,
-        )
-        assert process.stderr is not None and process.stderr.read(3) == "up "
-        time.sleep(delay)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=SECONDS)
-        assert (process.returncode, errors.split()) == (130, ["interrupted"]), delay
-
-
-def test_a_background_job_is_not_interrupted(bundle: Path) -> None:
-    """Where a shell has SIGINT ignored, it stays ignored."""
-    process = start("inspect", bundle, entry=["-c", IGNORED])
-    output, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0 and "idefics3" in output, errors
 
 
 def test_ctrl_c_in_run(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from safecode_trt import __version__
+from safecode_trt import __version__, interrupt
 from safecode_trt.errors import ConfigError, SafeCodeError
 
 __all__ = ["VERBS", "main", "program"]
@@ -120,6 +120,7 @@ def program(ctx: click.Context, quiet: bool, debug: bool) -> None:
       safecode-trt export --model models/demo --output build/demo-bundle
       safecode-trt run build/demo-bundle --image photo.png "can I use this?"
     """
+    interrupt.raise_between_imports()
     ctx.obj = quiet
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

@@ -100,11 +100,16 @@ def summary(reply: Reply) -> str:
         parts.append(f"{word} (p_unsafe {reply.verdict.p_unsafe:.2f})")
     if reply.fallback_reason:
         parts.append(f"fallback: {reply.fallback_reason}")
+    elif reply.finish_reason == "settled":
+        parts.append("answered by the policy, nothing decoded")
     elif reply.finish_reason != "stop":
         parts.append(f"ended by {reply.finish_reason.replace('_', ' ')}")
     times = reply.timings
-    parts.append(f"{len(reply.token_ids)} tokens")
-    parts.append(
-        f"first after {times.first_token_s * 1e3:.0f} ms, then {times.per_token_s * 1e3:.1f} ms each"
-    )
+    if reply.finish_reason == "settled":
+        parts.append(f"after {times.total_s * 1e3:.0f} ms")
+    else:
+        parts.append(f"{len(reply.token_ids)} tokens")
+        parts.append(
+            f"first after {times.first_token_s * 1e3:.0f} ms, then {times.per_token_s * 1e3:.1f} ms each"
+        )
     return console.printable(", ".join(parts))

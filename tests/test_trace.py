@@ -93,6 +93,14 @@ def test_surrogates_in_a_reply_are_written(tmp_path: Path) -> None:
     assert isinstance(next(read_records(tmp_path / "t.jsonl")), ReplyRecord)
 
 
+def test_what_replaces_a_modes_own_is_recorded(bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    assert run(bundle, "--policy", "shift", "--set", "shift=7", "--trace", path).exit_code == 0
+    (made,) = read_records(path)
+    assert isinstance(made, ReplyRecord)
+    assert made.settings["stages"] == ["shift"] and made.settings["shift"] == 7.0
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_run_writes_trace_and_audit_in_one_form(
     bundle: Path, picture: Path, tmp_path: Path, mode: str
@@ -106,10 +114,10 @@ def test_run_writes_trace_and_audit_in_one_form(
     assert isinstance(traced, ReplyRecord) and isinstance(audited, ReplyRecord)
     assert traced.mode == mode and traced.sampling.seed == 3 and traced.messages[0].text == ASK
     assert traced.image_sha256 == (hashlib.sha256(picture.read_bytes()).hexdigest(),)
-    assert bool(traced.steps) == (mode != "plain") == ("alpha" in traced.settings)
+    assert ("alpha" in traced.settings) == (mode != "plain") and (mode != "plain" or not traced.steps)
     assert audited.steps == () and {**audited.to_dict(), "steps": 0} == {**traced.to_dict(), "steps": 0}
     for each in traced.steps:
-        assert each.chosen == traced.tokens[each.step]
+        assert each.step >= len(traced.tokens) or each.chosen == traced.tokens[each.step]
         assert [c.final for c in each.candidates] == sorted((c.final for c in each.candidates), reverse=True)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
 

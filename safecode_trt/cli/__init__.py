@@ -19,7 +19,19 @@ from safecode_trt.errors import ConfigError, SafeCodeError
 
 __all__ = ["VERBS", "main", "program"]
 
-VERBS = ("demo", "export", "build", "verify", "inspect", "run", "chat", "explain", "bench", "doctor")
+VERBS = (
+    "demo",
+    "export",
+    "build",
+    "verify",
+    "inspect",
+    "refusals",
+    "run",
+    "chat",
+    "explain",
+    "bench",
+    "doctor",
+)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {
     "torch": "export",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import build_policy, mode_settings
-from safecode_trt.config import Mode, SamplingParams
+from safecode_trt.cli.options import PolicyChoice, build_policy, policy_settings
+from safecode_trt.config import SamplingParams
 from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ class Asker:
     engine: Engine
     recorder: Recorder
     sampling: SamplingParams
-    mode: Mode
-    reference: str | None
+    choice: PolicyChoice
 
     def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
         """Answers, with `show` on stdout as the text comes."""
@@ -45,7 +45,7 @@ class Asker:
             tokenizer=self.engine.prompts.tokenizer,
             messages=messages,
             image_sha256=[picture.sha256 for picture in pictures],
-            mode=self.mode,
+            mode=self.choice.mode,
             settings=self._settings(),
             sampling=self.sampling,
         )
@@ -57,7 +57,7 @@ class Asker:
         for chunk in self.engine.stream(
             messages,
             image=[picture.image for picture in pictures],
-            policy=build_policy(self.engine.bundle, self.mode, self.reference),
+            policy=build_policy(self.engine, self.choice),
             sampling=self.sampling,
         ):
             if show:
@@ -70,9 +70,15 @@ class Asker:
         return reply
 
     def _settings(self) -> dict[str, Any]:
-        """Those that the mode uses: plain decoding has none but its fallback."""
-        settings = mode_settings(self.engine.bundle, self.mode, self.reference)
-        return {"fallback": settings.fallback} if self.mode == "plain" else to_dict(settings)
+        """All of the mode, with the stages and files that replace its own; plain decoding has but a fallback."""
+        choice, settings = self.choice, policy_settings(self.engine, self.choice)
+        others = {"stages": choice.stages, "prompts": choice.prompts, "refusals": choice.refusals}
+        given = {
+            name: str(value) if isinstance(value, Path) else value for name, value in others.items() if value
+        }
+        if choice.mode == "plain" and not choice.stages:
+            return {"fallback": settings.fallback}
+        return {**to_dict(given), **to_dict(settings)}
 
 
 def summary(record: ReplyRecord) -> str:
@@ -85,6 +91,8 @@ def summary(record: ReplyRecord) -> str:
         parts.append(f"{word} (p_unsafe {record.verdict.p_unsafe:.2f})")
     if record.fallback_reason:
         parts.append(f"fallback: {record.fallback_reason}")
+    elif record.finish_reason == "settled":
+        parts.append(f"answered by the policy after {record.timings.total_s * 1e3:.0f} ms, nothing decoded")
     elif record.finish_reason != "stop":
         parts.append(f"ended by {record.finish_reason.replace('_', ' ')}")
     if record.tokens:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.asking import Asker, summary
-from safecode_trt.cli.options import FOLDER, engine_options, policy_options, sampling_options
+from safecode_trt.cli.options import FOLDER, PolicyChoice, engine_options, policy_options, sampling_options
 from safecode_trt.cli.recording import Recording, recording_options
-from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.errors import PromptError, SafeCodeError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-HELP = f"""/image PATH  show a picture with the next message, beside those before
-/mode MODE   {", ".join(MODES[:-1])} or {MODES[-1]}
+HELP = """/image PATH  show a picture with the next message, beside those before
+/mode MODE   plain, safecode or another that --help lists
 /new         start again with the same pictures
 /clear       start again without pictures
 /quit        leave (so does the end of the input)"""
@@ -76,8 +76,7 @@ class Conversation:
 def command(
     bundle: Path,
     images: tuple[Path, ...],
-    mode: Mode,
-    reference: str | None,
+    choice: PolicyChoice,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     recording: Recording,
@@ -93,7 +92,7 @@ def command(
     from safecode_trt.runtime import Engine
 
     with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
-        asker = Asker(engine=engine, recorder=recorder, sampling=sampling, mode=mode, reference=reference)
+        asker = Asker(engine=engine, recorder=recorder, sampling=sampling, choice=choice)
         talk = Conversation(asker=asker)
         for path in images:
             talk.show(path)
@@ -135,7 +134,7 @@ def _obey(talk: Conversation, line: str) -> None:
     if verb == "/image" and rest:
         talk.show(Path(rest).expanduser())
     elif verb == "/mode" and rest in MODES:
-        talk.asker.mode = rest
+        talk.asker.choice = replace(talk.asker.choice, mode=rest)
     elif verb == "/new":
         talk.messages = []
     elif verb == "/clear":

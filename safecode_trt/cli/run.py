@@ -10,6 +10,7 @@ from safecode_trt.cli import console
 from safecode_trt.cli.asking import Asker, summary
 from safecode_trt.cli.options import (
     FOLDER,
+    PolicyChoice,
     as_json,
     engine_options,
     policy_options,
@@ -17,7 +18,7 @@ from safecode_trt.cli.options import (
     sampling_options,
 )
 from safecode_trt.cli.recording import Recording, recording_options
-from safecode_trt.config import Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import RuntimeConfig, SamplingParams
 
 __all__ = ["command"]
 
@@ -37,8 +38,7 @@ def command(
     bundle: Path,
     prompt: str,
     images: tuple[Path, ...],
-    mode: Mode,
-    reference: str | None,
+    choice: PolicyChoice,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     recording: Recording,
@@ -60,7 +60,7 @@ def command(
     prompt = read_prompt(prompt)
     pictures = [read_picture(path) for path in images]
     with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
-        asker = Asker(engine=engine, recorder=recorder, sampling=sampling, mode=mode, reference=reference)
+        asker = Asker(engine=engine, recorder=recorder, sampling=sampling, choice=choice)
         record = asker.ask(as_messages(prompt, len(pictures)), pictures, show=not as_json)
     if as_json:
         console.emit_json(record.to_dict())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -140,12 +140,10 @@ def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> 
 
 def _one_token(path: Path, backend: Backend) -> float:
     """Milliseconds of a reply of one token, the opening of the bundle not counted."""
-    from safecode_trt.cli.options import build_policy
     from safecode_trt.runtime import Engine
 
     config = RuntimeConfig(backend=backend, check_hashes=False)
     with Engine.open(path, config=config) as engine:
-        policy: Any = build_policy(engine.bundle, "plain")
         start = perf_counter()
-        engine.generate("hello", policy=policy, sampling=SamplingParams(max_new_tokens=1))
+        engine.generate("hello", sampling=SamplingParams(max_new_tokens=1))
         return (perf_counter() - start) * 1e3

@@ -8,6 +8,7 @@ SafeCodeError
 |-- PromptError        a request cannot become a prompt              (the caller)
 |   `-- CapacityError  prompt and answer do not fit the key/value cache
 |-- BackendError       the execution backend is absent or has failed (the machine)
+|-- EndpointError      a model behind an address is down, slow or answers nonsense (whoever runs it)
 |-- EvalError          a benchmark's files or a results file cannot be used (the caller)
 `-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
 """
@@ -18,6 +19,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "ConfigError",
+    "EndpointError",
     "EvalError",
     "PictureError",
     "PromptError",
@@ -56,6 +58,10 @@ class CapacityError(PromptError):
 
 class BackendError(SafeCodeError):
     """An execution backend is not installed, refuses the graph, or failed while running it."""
+
+
+class EndpointError(SafeCodeError):
+    """A model behind an address cannot be reached, refuses, is too slow, or answers what cannot be read."""
 
 
 class EvalError(SafeCodeError):

@@ -8,9 +8,20 @@ from typing import Literal
 
 from safecode_trt.errors import ConfigError
 
-__all__ = ["MODES", "PAPER", "PLAIN_SAMPLING", "Mode", "RuntimeConfig", "SafeCodeConfig", "SamplingParams"]
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "MODES",
+    "PAPER",
+    "PLAIN_SAMPLING",
+    "Mode",
+    "RuntimeConfig",
+    "SafeCodeConfig",
+    "SamplingParams",
+]
 
 Mode = Literal["plain", "safecode-paper", "safecode"]
+DEFAULT_THRESHOLD = 0.5
+"""From which P(unsafe) on a verdict is unsafe, where neither a setting nor a calibration says otherwise."""
 MODES: tuple[Mode, ...] = ("plain", "safecode-paper", "safecode")
 
 
@@ -70,6 +81,7 @@ class SafeCodeConfig:
     probability on the real picture is at least beta times the largest. Stage 2 shifts the refusal tokens
     among the `top_k` candidates: by +-shift (`hard`, sign from p_unsafe >= threshold) or by
     shift * (2 p_unsafe - 1) (`soft`). sigma is the noise on [0, 1] pixels at the model's resolution.
+    `threshold` None is that of the judge's calibration, or DEFAULT_THRESHOLD.
     """
 
     contrast: Literal["difference", "vcd"] = "difference"
@@ -80,7 +92,7 @@ class SafeCodeConfig:
     top_k: int = 20
     verdict: Literal["hard", "soft"] = "hard"
     shift: float = 1.0
-    threshold: float = 0.5
+    threshold: float | None = None
     contrast_steps: int = 5
     shift_steps: int = 5
     fallback: Literal["refuse", "plain", "error"] = "refuse"
@@ -91,7 +103,8 @@ class SafeCodeConfig:
         _finite("sigma", self.sigma, 0.0)
         _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
         _finite("shift", self.shift, 0.0)
-        _finite("threshold", self.threshold, 0.0, 1.0)
+        if self.threshold is not None:
+            _finite("threshold", self.threshold, 0.0, 1.0)
         _require(self.contrast_steps >= 0, "contrast_steps", "0 or more", self.contrast_steps)
         _require(self.shift_steps >= 0, "shift_steps", "0 or more", self.shift_steps)
 

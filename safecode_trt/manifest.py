@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
+from safecode_trt.calibration import Calibration
 from safecode_trt.config import SafeCodeConfig
 from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
@@ -36,7 +37,7 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
@@ -66,20 +67,29 @@ class SpecialTokens:
 class SafeCodeDefaults:
     """Prompts, token ids and settings of SafeCoDe for this model.
 
-    `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens. The
-    refusal ids are the first tokens of `refusal_phrases`; `fallback_refusal` is what a fail-safe reply says.
-    `settings` is the mode `safecode`; the mode `safecode-paper` always has the paper's.
+    `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens; together they
+    must have a probability of at least `verdict_floor`, or there is no verdict. `caption_prompt` asks for a caption
+    and `caption_judge_template` holds it and the request, for a judge that reads the scene in words. `reason_template`
+    asks what in the scene is unsafe, and `explanation` holds the {reason} as it is put behind a refusal. The refusal
+    ids are the first tokens of `refusal_phrases`; `fallback_refusal` is what a fail-safe reply says. `settings` is the
+    mode `safecode`; the mode `safecode-paper` always has the paper's.
     """
 
     judge_template: str
     safe_token_id: int
     unsafe_token_id: int
+    caption_prompt: str
+    caption_judge_template: str
+    reason_template: str
+    explanation: str
     refusal_phrases: tuple[str, ...]
     refusal_token_ids: tuple[int, ...]
     fallback_refusal: str
     settings: SafeCodeConfig
     reference_seed: int = 0
     reference_sigma: float = 1.0
+    verdict_floor: float = 0.0
+    calibration: Calibration | None = None
 
 
 Method = Literal["round-to-nearest", "scale-search", "gptq", "awq"]

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, build_policy, engine_options, policy_options, sampling_options
+from safecode_trt.cli.options import (
+    FOLDER,
+    build_policy,
+    engine_options,
+    explain_option,
+    judge_options,
+    policy_options,
+    sampling_options,
+)
 from safecode_trt.cli.run import summary
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
 from safecode_trt.errors import SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Engine, Message, Reply
+    from safecode_trt.runtime.judges import Judge, JudgeConfig
 
 __all__ = ["command"]
 
@@ -34,6 +43,8 @@ class Conversation:
     sampling: SamplingParams
     mode: Mode
     reference: str | None
+    judge: Judge | None
+    explain: bool
     image: Path | None = None
     messages: list[Message] = field(default_factory=list)
 
@@ -46,7 +57,12 @@ class Conversation:
         policy = build_policy(self.engine.bundle, self.mode, self.reference)
         reply = None
         for chunk in self.engine.stream(
-            [*self.messages, asked], image=self.image, policy=policy, sampling=self.sampling
+            [*self.messages, asked],
+            image=self.image,
+            policy=policy,
+            sampling=self.sampling,
+            judge=self.judge,
+            explain=self.explain,
         ):
             click.echo(console.printable(chunk.text), nl=False)
             reply = chunk.reply
@@ -59,6 +75,8 @@ class Conversation:
 @click.argument("bundle", type=FOLDER)
 @click.option("--image", type=FOLDER, help="The picture to talk about.")
 @policy_options
+@judge_options
+@explain_option
 @sampling_options
 @engine_options
 def command(
@@ -66,6 +84,8 @@ def command(
     image: Path | None,
     mode: Mode,
     reference: str | None,
+    judge: JudgeConfig,
+    explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
 ) -> None:
@@ -78,9 +98,19 @@ def command(
       safecode-trt chat build/demo-bundle --image examples/socket.png
     """
     from safecode_trt.runtime import Engine
+    from safecode_trt.runtime.judges import make_judge
 
+    who = make_judge(judge)
     with Engine.open(bundle, config=runtime) as engine:
-        talk = Conversation(engine=engine, sampling=sampling, mode=mode, reference=reference, image=image)
+        talk = Conversation(
+            engine=engine,
+            sampling=sampling,
+            mode=mode,
+            reference=reference,
+            judge=who,
+            explain=explain,
+            image=image,
+        )
         while (line := _read_line()) is not None:
             if line in ("/quit", "/exit"):
                 return

@@ -15,6 +15,8 @@ from safecode_trt.cli.options import (
     as_json,
     build_policy,
     engine_options,
+    explain_option,
+    judge_options,
     policy_options,
     read_prompt,
     sampling_options,
@@ -23,6 +25,7 @@ from safecode_trt.config import Mode, RuntimeConfig, SamplingParams
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Reply
+    from safecode_trt.runtime.judges import JudgeConfig
 
 __all__ = ["command"]
 
@@ -32,6 +35,8 @@ __all__ = ["command"]
 @click.argument("prompt")
 @click.option("--image", type=FOLDER, help="The picture that the request is about.")
 @policy_options
+@judge_options
+@explain_option
 @sampling_options
 @engine_options
 @click.option("--trace", is_flag=True, help="Show what each steered step did to the leading tokens.")
@@ -43,6 +48,8 @@ def command(
     image: Path | None,
     mode: Mode,
     reference: str | None,
+    judge: JudgeConfig,
+    explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     trace: bool,
@@ -58,12 +65,15 @@ def command(
     """
     from safecode_trt.runtime import Engine
     from safecode_trt.runtime.audit import AuditLog
+    from safecode_trt.runtime.judges import make_judge
 
-    prompt = read_prompt(prompt)
+    prompt, who = read_prompt(prompt), make_judge(judge)
     log = AuditLog(audit) if audit else None
     with Engine.open(bundle, config=runtime) as engine:
         policy = build_policy(engine.bundle, mode, reference)
-        stream = engine.stream(prompt, image=image, policy=policy, sampling=sampling)
+        stream = engine.stream(
+            prompt, image=image, policy=policy, sampling=sampling, judge=who, explain=explain
+        )
         reply = None
         for chunk in stream:
             if not as_json:
@@ -95,7 +105,8 @@ def summary(reply: Reply) -> str:
     parts = []
     if reply.verdict:
         word = "unsafe" if reply.verdict.unsafe else "safe"
-        parts.append(f"{word} (p_unsafe {reply.verdict.p_unsafe:.2f})")
+        by = "" if reply.verdict.source == "self" else f", says {reply.verdict.source}"
+        parts.append(f"{word} (p_unsafe {reply.verdict.p_unsafe:.2f}{by})")
     if reply.fallback_reason:
         parts.append(f"fallback: {reply.fallback_reason}")
     elif reply.finish_reason != "stop":

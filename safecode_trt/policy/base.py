@@ -125,13 +125,17 @@ class Plan:
 class Verdict:
     """How unsafe it is to help with the request in this scene, and what the threshold made of it.
 
-    A policy that finds it too uncertain to act on has `abstained`.
+    A policy that finds it too uncertain to act on has `abstained`. `source` is the judge's name; `mass`
+    is the probability of both verdict tokens together where the bundle's own model judged, and `caption` what a judge
+    that reads the scene in words was told.
     """
 
     p_unsafe: float
     threshold: float
     source: str
     abstained: bool = False
+    mass: float | None = None
+    caption: str | None = None
 
     @property
     def unsafe(self) -> bool:

@@ -103,12 +103,7 @@ class SafeCodePolicy:
         judge = logits.get("judge")
         if judge is None:
             raise SteeringError("the judge has no logits; there is no verdict")
-        return read_verdict(
-            judge,
-            safe_id=self._defaults.safe_token_id,
-            unsafe_id=self._defaults.unsafe_token_id,
-            threshold=self._settings.threshold,
-        )
+        return read_verdict(judge, self._defaults, threshold=self._settings.threshold)
 
     def _make_plan(self) -> Plan:
         settings, contexts, prompts = self._settings, [REAL], {}

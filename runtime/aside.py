@@ -7,6 +7,7 @@ same pictures encode them once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,14 +21,16 @@ from safecode_trt.ops.sample import make_sampler
 from safecode_trt.policy.plain import PLAIN, PlainSteering
 from safecode_trt.runtime.contexts import Look
 from safecode_trt.runtime.decode import decode
+from safecode_trt.runtime.prefill import plan_prefill, run_prefill, shared_prefix
 from safecode_trt.runtime.prompt import Message
+from safecode_trt.runtime.rows import tail_of
 from safecode_trt.runtime.text import TextStream
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
     from safecode_trt.runtime.request import Request
 
-__all__ = ["complete", "first_logits", "short_answer"]
+__all__ = ["complete", "first_logits", "prefill_again", "short_answer"]
 
 GREEDY = make_sampler(SamplingParams())
 
@@ -108,3 +111,16 @@ def complete(
         check_time()
     text.finish()
     return text.text.strip()
+
+
+def prefill_again(
+    engine: Engine, request: Request, features: dict[Look, Features], done: Request, ready: Prefilled
+) -> Prefilled:
+    """The prefill of a one-row `request` in the cache of a reply to `done`, from where the two prompts differ."""
+    row, cache = engine.row(request, 0, features), ready.cache
+    # Where the vision encoder reads the prompt, equal keys do not mean equal features.
+    alike = engine.spec.words_tokenizer is None
+    start = shared_prefix(done.keys[0], row.keys) if alike else 0
+    cache.rewind(start)
+    logits = run_prefill(plan_prefill([row.keys], [start]), [row], engine.session, cache, engine.builder)
+    return replace(ready, logits=logits, tail=tail_of([row]))

@@ -121,7 +121,7 @@ class Engine:
 
         What the caller did wrong is raised here, before any work: the iterator itself ends in the policy's
         fallback when a verdict or logits cannot be trusted. `judge` gives the verdict in the place of the model
-        itself; `explain` lets a refusal say what in the scene makes it unsafe.
+        itself, if the policy acts on one; `explain` lets a refusal say what in the scene makes it unsafe.
 
         Raises:
             PictureError: a picture cannot be used.
@@ -130,7 +130,6 @@ class Engine:
         sources = [] if image is None else [image] if isinstance(image, _ONE_PICTURE) else list(image)
         images = [open_picture(source) for source in sources]
         messages = as_messages(prompt, len(images))
-
         return Generation(
             self,
             messages,

@@ -15,11 +15,9 @@ from safecode_trt.errors import PromptError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import Features
 from safecode_trt.policy.plain import PLAIN
-from safecode_trt.runtime.aside import complete
+from safecode_trt.runtime.aside import complete, prefill_again
 from safecode_trt.runtime.contexts import Look
-from safecode_trt.runtime.prefill import plan_prefill, run_prefill, shared_prefix
 from safecode_trt.runtime.prompt import Message
-from safecode_trt.runtime.rows import tail_of
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
@@ -71,7 +69,7 @@ def explain(
     clause = complete(
         engine,
         request,
-        _again(engine, asked, ready, request, features),
+        prefill_again(engine, request, features, asked, ready),
         max_new_tokens=CLAUSE_TOKENS,
         check_time=check_time,
     )
@@ -97,19 +95,6 @@ def presentable(clause: str, request: str, refusal_phrases: Sequence[str]) -> st
     if size and set(_runs(wanted, size)) & set(_runs(words, size)):
         return None
     return sentence if sentence.endswith((".", "!", "?")) else sentence + "."
-
-
-def _again(
-    engine: Engine, asked: Request, ready: Prefilled, request: Request, features: dict[Look, Features]
-) -> Prefilled:
-    """The prefill of `request` in the cache of a reply to `asked`, from where the two prompts differ."""
-    row, cache = engine.row(request, 0, features), ready.cache
-    # Where the vision encoder reads the prompt, equal keys do not mean equal features.
-    alike = engine.spec.words_tokenizer is None
-    start = shared_prefix(asked.keys[0], row.keys) if alike else 0
-    cache.rewind(start)
-    logits = run_prefill(plan_prefill([row.keys], [start]), [row], engine.session, cache, engine.builder)
-    return replace(ready, logits=logits, tail=tail_of([row]))
 
 
 def _opens_with(text: str, phrases: Sequence[str]) -> bool:

@@ -74,7 +74,8 @@ class Generation:
         """Yields text as it comes and the reply at the end."""
         reason: FinishReason
         try:
-            policy = self._policy if self._judge is None else self._informed(self._judge)
+            asked = self._judge if self._policy.plan.judged else None
+            policy = self._policy if asked is None else self._informed(asked)
             reason = yield from self._answer(self._request, policy)
         except (SteeringError, BackendError, MemoryError) as error:
             reason = yield from self._fall_back(error)

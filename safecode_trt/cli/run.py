@@ -22,6 +22,7 @@ from safecode_trt.cli.options import (
     sampling_options,
 )
 from safecode_trt.config import Mode, RuntimeConfig, SamplingParams
+from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Reply
@@ -71,6 +72,10 @@ def command(
     log = AuditLog(audit) if audit else None
     with Engine.open(bundle, config=runtime) as engine:
         policy = build_policy(engine.bundle, mode, reference)
+        if who is not None and not policy.plan.judged:
+            raise ConfigError(
+                f"the mode {mode} acts on no verdict; leave --judge out, or choose another mode"
+            )
         stream = engine.stream(
             prompt, image=image, policy=policy, sampling=sampling, judge=who, explain=explain
         )

@@ -111,6 +111,11 @@ class Plan:
         if not self.edit("request").pictures:
             raise ConfigError("a plan's first context must show the pictures")
 
+    @property
+    def judged(self) -> bool:
+        """Whether a row is there for the verdict, which may come from elsewhere instead."""
+        return any(context.name == "judge" for context in self.contexts)
+
     def edit(self, prompt: str) -> PromptEdit:
         """How the prompt of this name differs from the request."""
         return self.prompts.get(prompt, UNCHANGED)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
 from safecode_trt.calibration import Calibration
-from safecode_trt.config import SafeCodeConfig
+from safecode_trt.config import Prompts, SafeCodeConfig
 from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
 
@@ -32,6 +32,7 @@ __all__ = [
     "Method",
     "Parity",
     "Quantization",
+    "RefusalFilter",
     "SafeCodeDefaults",
     "SpecialTokens",
     "check_relative",
@@ -64,15 +65,26 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalFilter:
+    """Which refusal tokens (by id, with their counts in `found`) begin more than `share` of the harmless `answers`."""
+
+    answers: int
+    share: float
+    dropped: tuple[int, ...]
+    found: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SafeCodeDefaults:
-    """Prompts, token ids and settings of SafeCoDe for this model.
+    """Prompts, token ids and settings of steered decoding for this model.
 
     `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens; together they
     must have a probability of at least `verdict_floor`, or there is no verdict. `caption_prompt` asks for a caption
     and `caption_judge_template` holds it and the request, for a judge that reads the scene in words. `reason_template`
-    asks what in the scene is unsafe, and `explanation` holds the {reason} as it is put behind a refusal. The refusal
-    ids are the first tokens of `refusal_phrases`; `fallback_refusal` is what a fail-safe reply says. `settings` is the
-    mode `safecode`; the mode `safecode-paper` always has the paper's.
+    asks what in the scene is unsafe, and `explanation` holds the {reason} as it is put behind a refusal.
+    `refusal_tokens` are those of each of `refusal_phrases`, and `refusal_token_ids` the first ones in their spellings;
+    None as `refusal_filter` means that nobody looked. `fallback_refusal` is what a fail-safe reply says. `settings` is
+    the mode `safecode`.
     """
 
     judge_template: str
@@ -83,9 +95,12 @@ class SafeCodeDefaults:
     reason_template: str
     explanation: str
     refusal_phrases: tuple[str, ...]
+    refusal_tokens: tuple[tuple[int, ...], ...]
     refusal_token_ids: tuple[int, ...]
     fallback_refusal: str
     settings: SafeCodeConfig
+    prompts: Prompts = field(default_factory=Prompts)
+    refusal_filter: RefusalFilter | None = None
     reference_seed: int = 0
     reference_sigma: float = 1.0
     verdict_floor: float = 0.0

@@ -82,6 +82,7 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
             reason_template="describe the image.",
             explanation="I see {reason} Ask for something else.",
             refusal_phrases=(" Sorry",),
+            refusal_tokens=((22,),),
             refusal_token_ids=(22, 23),
             fallback_refusal="Sorry, I cannot help with that.",
             settings=SafeCodeConfig(reference="cached", contrast="vcd", alpha=1.0, beta=0.03, shift_steps=1),

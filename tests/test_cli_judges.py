@@ -53,7 +53,7 @@ def test_several_judges(bundle: Path) -> None:
         (["--judge", "file:nowhere"], "nowhere cannot be read"),
         (["--judge", "endpoint:http://host"], "URL#MODEL"),
         (["--judge-threshold", "0.3"], "`calibrate` sets it"),
-        (["--judge", "constant:0.3", "--mode", "plain"], "the mode plain acts on no verdict"),
+        (["--judge", "constant:0.3", "--mode", "plain"], "acts on no verdict"),
     ],
 )
 def test_a_judge_that_is_none_is_refused_at_start(bundle: Path, options: list[str], message: str) -> None:

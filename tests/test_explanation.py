@@ -158,9 +158,14 @@ def test_the_picture_is_neither_encoded_nor_read_again(
     assert isinstance(engine.session, NullSession)
     bare = ask(engine, explain=False)
     stop = SamplingParams(max_new_tokens=LENGTH, stop=(bare.text[-3:],))
-    encoded = []
-    encode = engine.session.encode
-    monkeypatch.setattr(engine.session, "encode", lambda inputs: encoded.append(1) or encode(inputs))
+    encode, encoded = engine.session.encode, 0
+
+    def counted(inputs: Any) -> Any:
+        nonlocal encoded
+        encoded += 1
+        return encode(inputs)
+
+    monkeypatch.setattr(engine.session, "encode", counted)
     calls = engine.session.calls
     new = []
     for explain in (False, True):
@@ -174,7 +179,7 @@ def test_the_picture_is_neither_encoded_nor_read_again(
             explain=explain,
         )
         new.append([count for rows, count in calls if count > 1])
-    assert len(encoded) == 2  # once a reply
+    assert encoded == 2  # once a reply
     (clause,) = new[1][len(new[0]) :]
     assert clause < engine.bundle.manifest.geometry.image_seq_len
 

@@ -41,6 +41,7 @@ DEFAULTS = SafeCodeDefaults(
     reason_template="What is dangerous here?",
     explanation="I see {reason}",
     refusal_phrases=("Sorry", "I cannot"),
+    refusal_tokens=((1,), (3, 0)),
     refusal_token_ids=REFUSALS,
     fallback_refusal="Sorry, I cannot help with that.",
     settings=settings(
@@ -138,8 +139,8 @@ def test_fallbacks() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ConfigError, match="plain, safecode-paper, safecode"):
-        make_policy(cast(Any, "vcd"), DEFAULTS)
+    with pytest.raises(ConfigError, match=r"plain, vcd, .*, got 'fast'"):
+        make_policy(cast(Any, "fast"), DEFAULTS)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ from safecode_trt.errors import ConfigError, SafeCodeError
 
 __all__ = ["VERBS", "main", "program"]
 
-VERBS = ("demo", "export", "build", "verify", "inspect", "calibrate", "run", "chat", "bench", "doctor")
+VERBS = (
+    *("demo", "export", "build", "verify", "inspect", "refusals", "calibrate", "run", "chat", "bench"),
+    "doctor",
+)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {
     "torch": "export",

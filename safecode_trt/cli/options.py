@@ -60,7 +60,12 @@ SAMPLING = (
 )
 POLICY = (
     click.option(
-        "--mode", type=click.Choice(MODES), default="safecode", show_default=True, help="How to decode."
+        "--mode",
+        type=click.Choice(MODES),
+        default="safecode",
+        show_default=True,
+        metavar="MODE",
+        help=f"How to decode: {', '.join(MODES)}.",
     ),
     click.option(
         "--policy",

@@ -124,10 +124,11 @@ def _principle(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage | 
 
 
 def _release(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage:
-    phrases = tuple(zip(defaults.refusal_phrases, defaults.refusal_tokens, strict=True))
-    if not phrases or not all(ids for _, ids in phrases):
+    phrases = tuple(zip(defaults.refusal_phrases, defaults.refusal_tokens, strict=False))
+    short = len(phrases) < len(defaults.refusal_phrases)
+    if not phrases or short or not all(ids and min(ids) >= 0 for _, ids in phrases):
         raise ConfigError(
-            "safecode-release needs refusal phrases of one or more tokens; give some with --refusals"
+            "safecode-release needs refusal phrases of one or more tokens each; give some with --refusals"
         )
     return release_stage(settings, phrases)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
@@ -16,6 +17,10 @@ from safecode_trt.runtime import cuda_memory
 from tests import kernel_emulation
 from tests.fake_gpu import FakeDriver, FakeOrt
 from tests.family_checkpoints import FamilyCheckpoints
+
+# A busy machine is no reason to fail.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -116,10 +116,10 @@ def test_prompts_and_refusals_from_files(bundle: Path, picture: Path, tmp_path: 
     prompts, refusals = tmp_path / "prompts.json", tmp_path / "refusals.txt"
     refusals.write_text(" Sorry\n I cannot\n")
 
-    def tokens(*arguments: object) -> object:
+    def tokens(*arguments: object) -> int:
         result = run(bundle, "--image", picture, "--json", *arguments, ASK)
         assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)["prompt_tokens"]
+        return int(json.loads(result.stdout)["prompt_tokens"])
 
     lengths = []
     for principle in ("Be kind.", "Be kind to everybody in the picture."):

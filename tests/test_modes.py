@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ DEFAULTS = dataclasses.replace(
 )
 REFUSALS = (1, 3, 10)
 ASKED = SamplingParams(max_new_tokens=64, temperature=0.3, top_k=5, seed=3)
+PROMPT_MODES: tuple[Mode, ...] = ("rose", "cfg", "coca")
 PS = st.sampled_from([0.02, 0.3, 0.5, 0.7, 0.98])
 
 
@@ -103,7 +104,7 @@ def test_vcd(rows: Table) -> None:
 @given(rows=tables(2))
 def test_prompt_contrasts(rows: Table) -> None:
     prompts = DEFAULTS.prompts
-    rose, cfg, coca = (make_policy(cast(Mode, name), DEFAULTS) for name in ("rose", "cfg", "coca"))
+    rose, cfg, coca = (make_policy(name, DEFAULTS) for name in PROMPT_MODES)
     assert rose.plan.prompts == {"reverse": PromptEdit(system=prompts.reverse)}
     assert cfg.plan.prompts == coca.plan.prompts == {"request": PromptEdit(system=prompts.principle)}
     a, b = rows.astype(np.float64)
@@ -286,8 +287,9 @@ def test_what_does_not_go_together(stages: list[Any], changes: dict[str, Any], m
 
 
 def test_broken_logits_end_in_a_steering_error() -> None:
-    for mode in ("vcd", "rose", "coca", "safecode-release"):
-        policy = make_policy(cast(Mode, mode), DEFAULTS)
+    modes: tuple[Mode, ...] = ("vcd", "rose", "coca", "safecode-release")
+    for mode in modes:
+        policy = make_policy(mode, DEFAULTS)
         rows = np.zeros((2, SIZE), np.float32)
         steering = begin(policy, rows, 0.1)
         rows[1, 4] = math.nan
@@ -360,6 +362,15 @@ def test_each_switch_of_the_release() -> None:
     assert np.isfinite(own.combine(0, rows).logits).all()
     assert switched(0.9, unsafe_tokens=7).sampling(ASKED, steered=False).max_new_tokens == 7
     assert policy_of("safecode-release").plan.noise == PixelNoise(sigma=0.1)
+
+
+@pytest.mark.parametrize("tokens", [(), ((1,), (3,), ()), ((1,), (3,)), ((1,), (3,), (-1,))])
+def test_the_release_needs_tokens_for_every_phrase(tokens: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ConfigError, match="one or more tokens each"):
+        make_policy("safecode-release", dataclasses.replace(DEFAULTS, refusal_tokens=tokens))
+    outside = dataclasses.replace(DEFAULTS, refusal_tokens=((1,), (3,), (SIZE,)))
+    with pytest.raises(SteeringError, match=f"refusal token {SIZE} is not in the model's vocabulary"):
+        begin(make_policy("safecode-release", outside), np.zeros((2, SIZE), np.float32))
 
 
 def test_long_phrases_win_without_a_telling_word() -> None:

@@ -60,7 +60,7 @@ def test_phrases_from_a_file(tmp_path: Path) -> None:
 def words_only(tmp_path: Path) -> PromptBuilder:
     """A tokenizer that knows two words, and drops what is no letter."""
     folder = Path(shutil.copytree(DEMO, tmp_path / "demo", ignore=shutil.ignore_patterns("*.safetensors")))
-    described = {
+    described: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

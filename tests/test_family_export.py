@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 
-import numpy as np
 import pytest
 
 from safecode_trt.bundle import Bundle
@@ -26,9 +25,9 @@ pytest.importorskip("onnx_ir")
 from safecode_trt.export.parity import answer_probes, compare  # noqa: E402
 from safecode_trt.export.probes import make_probes  # noqa: E402
 
-# Activations of int8 bundles are rounded to int8 too, and random weights make many near ties; the trained demo
-# model is held to 99 % in test_demo_model.py.
-LEAST_TOP1: dict[Precision, float] = {"fp16": 0.99, "int8": 0.9}
+# As shares of the logits' spread; the best token of random weights is ahead by less than that every now and then.
+# The trained demo model is held to 99 % without such an excuse in test_demo_model.py.
+MOST_NOISE: dict[Precision, float] = {"fp16": 0.004, "int8": 0.045}
 every_family = pytest.mark.parametrize("case", cases(), ids=lambda case: case.model_type)
 
 
@@ -60,8 +59,8 @@ def test_fp32_is_transformers(case: FamilyCase, attention: AttentionForm, made: 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_agree(case: FamilyCase, precision: Precision, made: FamilyCheckpoints) -> None:
     found = parity(case, made.bundle(case, precision), made)
-    assert found.top1_agreement >= LEAST_TOP1[precision]
-    assert np.isfinite(found.decoder.max_abs_difference)
+    assert found.passed and found.top1_within_noise >= 0.99
+    assert found.logit_noise <= MOST_NOISE[precision]
 
 
 @every_family

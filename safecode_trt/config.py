@@ -101,11 +101,16 @@ PAPER = SafeCodeConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
-    """How a bundle is opened: which backend runs it, and on how many threads (0: all cores)."""
+    """How a bundle is opened: which backend runs it, and on how many threads (0: all cores).
+
+    `check_hashes` reads the large files too, which takes longer than to open them. `keep_graphs` keeps what ONNX
+    Runtime has made of a large quantised decoder in the user's cache folder, and opens that the next time.
+    """
 
     backend: Literal["ort-cpu", "null"] = "ort-cpu"
     threads: int = 0
-    check_hashes: bool = True
+    check_hashes: bool = False
+    keep_graphs: bool = True
 
     def __post_init__(self) -> None:
         _require(self.threads >= 0, "threads", "0 (all cores) or more", self.threads)

@@ -15,7 +15,7 @@ from safecode_trt.cli import VERBS
 
 ROOT = Path(__file__).parents[1] / "safecode_trt"
 LAYERS = (
-    ("errors", "records", "config", "contract", "manifest", "bundle", "tensors", "ops"),
+    ("errors", "records", "cache", "config", "contract", "manifest", "bundle", "tensors", "ops"),
     ("models", "policy"),
     ("runtime",),
     ("export", "eval", "server"),

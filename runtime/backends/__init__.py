@@ -24,4 +24,4 @@ def open_session(bundle: Bundle, config: RuntimeConfig) -> Session:
         return NullSession(bundle.manifest.geometry)
     from safecode_trt.runtime.backends.ort import OrtSession
 
-    return OrtSession(bundle, threads=config.threads)
+    return OrtSession(bundle, threads=config.threads, keep_graphs=config.keep_graphs)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +24,7 @@ from safecode_trt.contract import GraphSpec, vision_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.host_cache import HostCache
+from safecode_trt.runtime.backends.kept_graphs import open_decoder, vision_entries
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
 __all__ = ["OrtSession", "open_graph"]
@@ -30,8 +33,17 @@ ORT_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(i
 FEEDS = ("inputs_embeds", "rope_cos", "rope_sin", "write_indices", "attention_bias", "logit_positions")
 
 
-def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
+def open_graph(
+    path: Path,
+    *,
+    threads: int = 0,
+    spin: bool = True,
+    entries: Mapping[str, str] = MappingProxyType({}),
+    optimized: Path | None = None,
+) -> Any:
     """An onnxruntime.InferenceSession on the CPU provider.
+
+    `entries` are further session options; `optimized` is where the optimised graph is written, its weights beside it.
 
     Raises:
         BackendError: onnxruntime is not installed or does not take the graph.
@@ -48,6 +60,12 @@ def open_graph(path: Path, *, threads: int = 0, spin: bool = True) -> Any:
     # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        for name, value in (("file_name", f"{optimized.name}.data"), ("min_size_in_bytes", "1024")):
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
@@ -60,11 +78,14 @@ class OrtSession:
     """Implements `Session` for a bundle. `decoder_seconds` adds up the time inside ONNX Runtime's decoder.
 
     `decoder` False opens the vision encoder only, for pictures of a bundle whose decoder needs another backend.
+    `keep_graphs` is as in `RuntimeConfig`.
     """
 
     name = "ort-cpu"
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0, decoder: bool = True) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 0, decoder: bool = True, keep_graphs: bool = False
+    ) -> None:
         manifest, bf16 = bundle.manifest, bundle.manifest.precision == "bf16"
         if decoder and bf16:
             raise BackendError(
@@ -76,8 +97,15 @@ class OrtSession:
         self._dtype = np.dtype(vision_dtype(manifest.precision, manifest.activations))
         # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
         self.decoder_seconds = 0.0
-        self._vision = open_graph(bundle.file(VISION_ENCODER), threads=threads, spin=False)
-        self._decoder: Any = open_graph(bundle.file(DECODER), threads=threads) if decoder else None
+        self._vision = open_graph(
+            bundle.file(VISION_ENCODER),
+            threads=threads,
+            spin=False,
+            entries=vision_entries(bundle, VISION_ENCODER),
+        )
+        self._decoder: Any = (
+            open_decoder(bundle, partial(open_graph, threads=threads), keep=keep_graphs) if decoder else None
+        )
         self._bindings: WeakKeyDictionary[HostCache, _StepBindings] = WeakKeyDictionary()
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         if decoder:

@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import demo_world
-from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.config import SamplingParams
 from safecode_trt.contract import Precision
-from safecode_trt.manifest import EMBEDDINGS
-from safecode_trt.models import load_spec
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine
-from safecode_trt.runtime.backends import open_session
-from safecode_trt.runtime.feeds import FeedBuilder
-from safecode_trt.runtime.image import normalise, picture_views
-from safecode_trt.runtime.prompt import Message, PromptBuilder
-from safecode_trt.runtime.vision import PictureInput
-from safecode_trt.tensors import map_tensors
 from tests.null_bundle import DEMO
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
-from safecode_trt.export.package import special_tokens
-from safecode_trt.export.parity import Answer, answer_probes, compare
+import precision_agreement
+from safecode_trt.export.parity import Answer
 from safecode_trt.export.probes import Probe
 
 SAMPLING = SamplingParams(max_new_tokens=32)
@@ -72,18 +62,7 @@ def test_fp32_answers_are_those_of_transformers(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def questions() -> tuple[Sequence[Probe], Sequence[Answer]]:
-    """What the model was trained for, as probes, and what transformers answers."""
-    spec = load_spec(DEMO)
-    prompts = PromptBuilder(DEMO, spec)
-    probes = []
-    for item in demo_world.items("validation", ITEMS):
-        picture = demo_world.render(item)
-        layout = spec.layout(*picture.size)
-        token_ids = prompts.encode([Message(role="user", text=item.request, images=1)], [layout])
-        views = normalise(picture_views(picture, layout, spec.resample), spec)
-        led = len(token_ids) - 1 - int(np.flatnonzero(token_ids == spec.image_token_id).max())
-        probes.append(Probe(picture=PictureInput(layout=layout, views=views), token_ids=token_ids, led=led))
-    return probes, answer_probes(DEMO, spec, probes, special_tokens(DEMO, spec).eos_token_ids)
+    return precision_agreement.answered(ITEMS)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -91,13 +70,8 @@ def test_the_best_token_stays_the_best(
     questions: tuple[Sequence[Probe], Sequence[Answer]], tmp_path: Path, precision: Precision
 ) -> None:
     """Over all text of the prompts and the replies, near ties included."""
-    spec, (probes, answers) = load_spec(DEMO), questions
     with exported(tmp_path, precision) as engine:
-        bundle = engine.bundle
-    table = map_tensors(bundle.file(EMBEDDINGS))["embed_tokens"]
-    builder = FeedBuilder(spec.text, table, bundle.manifest.geometry.context_length)
-    with closing(open_session(bundle, RuntimeConfig())) as session:
-        parity = compare(session, builder, spec, probes, answers, precision)
+        parity = precision_agreement.parity(engine.bundle, *questions)
     assert parity.top1_agreement >= 0.99 and parity.greedy_agreement >= 0.99
     assert parity.top1_within_noise >= 0.995 and parity.passed
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.config import MODES, PAPER, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import MODES, STAGES, Mode, RuntimeConfig, SafeCodeConfig, SamplingParams, StageName
 from safecode_trt.errors import PromptError
 
 if TYPE_CHECKING:
-    from safecode_trt.bundle import Bundle
     from safecode_trt.policy.base import Policy
+    from safecode_trt.runtime import Engine
 
 __all__ = [
+    "DRAWING",
     "FOLDER",
+    "PolicyChoice",
     "as_json",
     "build_policy",
     "engine_options",
     "policy_options",
+    "policy_settings",
     "read_prompt",
     "sampling_options",
 ]
@@ -31,32 +34,106 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
-FOLDER = click.Path(path_type=Path)
+
+class _AnyPath(click.Path):
+    """A path that the verb will check, but not an empty one, which would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Drawing(_AnyPath):
+    """A file to draw into, checked before the work that is to be drawn."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(super().convert(value, param, ctx))
+        if path.suffix.lower() not in DRAWINGS:
+            self.fail(f"{path} must end in {', '.join(DRAWINGS)}", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"the folder {path.parent} does not exist; make it, or choose another", param, ctx)
+        return path
+
+
+DRAWINGS = (".png", ".svg", ".pdf")
+DRAWING = _Drawing(path_type=Path)
+FOLDER = _AnyPath(path_type=Path)
 DEFAULT = SamplingParams()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 SAMPLING = (
-    click.option("--max-new-tokens", type=int, default=DEFAULT.max_new_tokens, show_default=True),
+    click.option(
+        "--max-new-tokens",
+        type=int,
+        default=DEFAULT.max_new_tokens,
+        show_default=True,
+        help="The longest reply.",
+    ),
     click.option(
         "--temperature", type=float, default=DEFAULT.temperature, show_default=True, help="0 is greedy."
     ),
-    click.option("--top-k", type=int, default=DEFAULT.top_k, show_default=True, help="0 is off."),
-    click.option("--top-p", type=float, default=DEFAULT.top_p, show_default=True),
-    click.option("--min-p", type=float, default=DEFAULT.min_p, show_default=True),
-    click.option("--repetition-penalty", type=float, default=DEFAULT.repetition_penalty, show_default=True),
+    click.option(
+        "--top-k",
+        type=int,
+        default=DEFAULT.top_k,
+        show_default=True,
+        help="Draw from so many tokens at most; 0 is off.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=DEFAULT.top_p,
+        show_default=True,
+        help="Draw from the likeliest tokens with this share together.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=DEFAULT.min_p,
+        show_default=True,
+        help="Drop tokens below this share of the likeliest.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=DEFAULT.repetition_penalty,
+        show_default=True,
+        help="Above 1 makes what was said less likely; 1 is off.",
+    ),
     click.option("--seed", type=int, default=DEFAULT.seed, show_default=True, help="Same seed, same answer."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before this text; repeatable."),
     click.option("--time-limit", type=float, metavar="SECONDS", help="End the reply after this long."),
 )
 POLICY = (
     click.option(
-        "--mode", type=click.Choice(MODES), default="safecode", show_default=True, help="How to decode."
+        "--mode",
+        type=click.Choice(MODES),
+        default="safecode",
+        show_default=True,
+        metavar="MODE",
+        help=f"How to decode: {', '.join(MODES)}.",
+    ),
+    click.option(
+        "--policy",
+        "stages",
+        metavar="STAGES",
+        help=f"The stages to run, in order, instead of the mode's; of {', '.join(STAGES)}, separated by commas.",
     ),
     click.option(
         "--reference",
-        type=click.Choice(["noised", "cached"]),
-        help="What the contrast compares with: this picture under noise, or the bundle's fixed noise.",
+        type=click.Choice(["noised", "cached", "absent"]),
+        help="What the contrast compares with: this picture under noise, the bundle's fixed noise, or no picture.",
     ),
+    click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one of the mode's settings, such as alpha=0 or release.force_prefix=false; repeatable.",
+    ),
+    click.option("--prompts", type=FOLDER, metavar="FILE", help="JSON with other prompts than the bundle's."),
+    click.option("--refusals", type=FOLDER, metavar="FILE", help="Other refusal phrases, one a line."),
 )
 ENGINE = (
     click.option("--backend", type=click.Choice(["ort-cpu", "null"]), default="ort-cpu", show_default=True),
@@ -82,9 +159,44 @@ def sampling_options(command: F) -> F:
     return _apply(SAMPLING, cast(F, wrapper))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChoice:
+    """How to decode, as the options say: the mode, and what is changed in it."""
+
+    mode: Mode
+    stages: tuple[StageName, ...] | None = None
+    changes: tuple[str, ...] = ()
+    prompts: Path | None = None
+    refusals: Path | None = None
+
+
 def policy_options(command: F) -> F:
-    """Adds --mode and --reference; the command receives `mode` and `reference`."""
-    return _apply(POLICY, command)
+    """Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *,
+        mode: Mode,
+        stages: str | None,
+        reference: str | None,
+        changes: tuple[str, ...],
+        prompts: Path | None,
+        refusals: Path | None,
+        **options: Any,
+    ) -> Any:
+        if reference is not None:
+            changes = (f"reference={reference}", *changes)
+        named = None if stages is None else tuple(name.strip() for name in stages.split(","))
+        choice = PolicyChoice(
+            mode=mode,
+            stages=cast("tuple[StageName, ...] | None", named),
+            changes=changes,
+            prompts=prompts,
+            refusals=refusals,
+        )
+        return command(choice=choice, **options)
+
+    return _apply(POLICY, cast(F, wrapper))
 
 
 def engine_options(command: F) -> F:
@@ -97,15 +209,37 @@ def engine_options(command: F) -> F:
     return _apply(ENGINE, cast(F, wrapper))
 
 
-def build_policy(bundle: Bundle, mode: Mode, reference: Any = None) -> Policy:
-    """The policy of a mode with this bundle's prompts and settings; `reference` overrides theirs."""
-    from safecode_trt.policy import make_policy
+def policy_settings(engine: Engine, choice: PolicyChoice) -> SafeCodeConfig:
+    """The settings of the chosen mode with this bundle, and what was changed in them.
 
-    defaults = bundle.manifest.safecode
-    settings = None
-    if reference is not None and mode != "plain":
-        settings = replace(PAPER if mode == "safecode-paper" else defaults.settings, reference=reference)
-    return make_policy(mode, defaults, settings=settings)
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    from safecode_trt.policy import mode_settings
+    from safecode_trt.records import changed
+
+    return changed(mode_settings(choice.mode, engine.bundle.manifest.safecode), choice.changes, "--set")
+
+
+def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
+    """The chosen policy with this bundle's prompts, refusals and settings where no other were given.
+
+    Raises:
+        ConfigError: a file or a setting is unusable, or stages do not go together.
+    """
+    from safecode_trt.policy import make_policy
+    from safecode_trt.records import overridden
+    from safecode_trt.runtime.refusals import read_phrases, with_refusals
+
+    manifest = engine.bundle.manifest
+    defaults = manifest.safecode
+    if choice.prompts is not None:
+        defaults = replace(defaults, prompts=overridden(defaults.prompts, choice.prompts))
+    if choice.refusals is not None:
+        phrases = read_phrases(choice.refusals)
+        defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
+    settings = policy_settings(engine, choice)
+    return make_policy(choice.mode, defaults, settings=settings, stages=choice.stages)
 
 
 def read_prompt(prompt: str) -> str:

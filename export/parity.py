@@ -46,7 +46,7 @@ REPLY_TOKENS = 24
 # Least share of positions with the same best token, near ties aside.
 LEAST_TOP1: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.99, "int4": 0.9}
 # Most noise, so that a wrong graph cannot excuse its tokens with it: its noise is about 1.4. Random weights show
-# 0.001 to 0.002 in fp16, 0.02 to 0.03 in int8, and the more the more layers.
+# 0.001 to 0.002 in fp16 and 0.02 to 0.03 in int8 with two to four layers; the rest is room for deeper models.
 MOST_NOISE: Mapping[Precision, float] = {"fp32": 0.001, "fp16": 0.01, "bf16": 0.1, "int8": 0.1, "int4": 0.6}
 # Two standard deviations of the difference of two logits that are both off by the noise.
 NEAR_TIE = 2 * 2**0.5

@@ -69,7 +69,7 @@ class FamilyCheckpoints:
             config = ExportConfig(
                 precision=precision, attention=attention, activations=activations, verify=False
             )
-            base = "fp16" if config.activation_precision == "fp16" else "fp32"
+            base: Precision = "fp16" if config.activation_precision == "fp16" else "fp32"
             folder = self.checkpoint(case)
             output = folder.with_name("-".join(filter(None, key[1:])))
             if (precision, attention) == (base, "portable"):

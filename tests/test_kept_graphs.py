@@ -102,4 +102,4 @@ def test_features_are_the_same_without_repacking(
         with closing(OrtSession(tiny_bundle, threads=1, decoder=False)) as session:
             found.append(session.encode({spec.name: pixels})["image_features"])
     assert vision_entries(tiny_bundle, VISION_ENCODER)
-    np.testing.assert_allclose(*found, atol=1e-5)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)

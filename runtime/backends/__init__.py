@@ -49,6 +49,7 @@ def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = N
         provider=PROVIDERS[config.backend],
         threads=config.threads,
         allow_cpu_fallback=config.allow_cpu_fallback,
+        keep_graphs=config.keep_graphs,
     )
 
 

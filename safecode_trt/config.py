@@ -103,7 +103,7 @@ PAPER = SafeCodeConfig()
 class RuntimeConfig:
     """How a bundle is opened: which backend runs it, and on how many threads (0: all cores)."""
 
-    backend: Literal["ort-cpu", "null"] = "ort-cpu"
+    backend: Literal["ort-cpu", "trt", "null"] = "ort-cpu"
     threads: int = 0
     check_hashes: bool = True
 

@@ -12,6 +12,7 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Activations, AttentionForm, Precision, decoder_graph
 from safecode_trt.manifest import EngineEntry
 from safecode_trt.models import load_spec
+from safecode_trt.runtime.engines import engine_spec
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
@@ -25,7 +26,7 @@ from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.decoder import write_decoder
 from safecode_trt.export.engine import TensorRT
 from safecode_trt.export.engine_config import EngineConfig
-from safecode_trt.export.engine_graph import engine_graph, engine_spec
+from safecode_trt.export.engine_graph import engine_graph
 from safecode_trt.export.engine_profiles import decoder_profiles, shapes
 from safecode_trt.export.package import geometry
 

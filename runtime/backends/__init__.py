@@ -22,6 +22,10 @@ def open_session(bundle: Bundle, config: RuntimeConfig) -> Session:
         from safecode_trt.runtime.backends.null import NullSession
 
         return NullSession(bundle.manifest.geometry)
+    if config.backend == "trt":
+        from safecode_trt.runtime.backends.trt import TrtSession
+
+        return TrtSession(bundle)
     from safecode_trt.runtime.backends.ort import OrtSession
 
     return OrtSession(bundle, threads=config.threads)

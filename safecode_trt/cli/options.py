@@ -59,7 +59,9 @@ POLICY = (
     ),
 )
 ENGINE = (
-    click.option("--backend", type=click.Choice(["ort-cpu", "null"]), default="ort-cpu", show_default=True),
+    click.option(
+        "--backend", type=click.Choice(["ort-cpu", "trt", "null"]), default="ort-cpu", show_default=True
+    ),
     click.option("--threads", type=int, default=0, show_default=True, help="0 takes all cores."),
 )
 

@@ -279,7 +279,9 @@ class FakeCuda:
         assert all(stream.captured is None for stream in streams), "memory is managed during a capture"
 
     def _kind(self, address: int) -> str:
-        return next(x.kind for x in reversed(self.pieces) if x.begin <= address < x.end)
+        kinds = [x.kind for x in self.pieces if x.begin <= address < x.end]
+        assert kinds, f"{address:#x} lies outside what was given out"
+        return kinds[-1]
 
     def _hold(self, thing: Any) -> int:
         self._next += 1

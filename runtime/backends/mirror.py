@@ -76,8 +76,9 @@ class Mirror:
         self._stream.copy(self._locked.handle, self.address, self._size)
 
     def _reserve(self, nbytes: int) -> None:
-        self._device = self._stream.allocate(nbytes)
-        self._locked = self._stream.allocate_host(nbytes)
+        # Both or none: there may be room for one only.
+        device, locked = self._stream.allocate(nbytes), self._stream.allocate_host(nbytes)
+        self._device, self._locked = device, locked
 
     def _view(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)

@@ -32,8 +32,7 @@ class TrtSession:
     """Implements `Session` for a bundle with engines for this machine.
 
     Raises:
-        MemoryError: the GPU has no room for the engines.
-        BackendError: a package, a GPU or the engines for it are missing, or do not fit together.
+        BackendError: a package, a GPU, the engines for it or room for them are missing, or do not fit together.
     """
 
     name = "trt"
@@ -44,6 +43,9 @@ class TrtSession:
         self._stream = CudaStream()
         try:
             self._open(bundle, *choose_library(bundle, self._stream.compute_capability))
+        except MemoryError as error:
+            self.close()
+            raise BackendError(f"the engines of {bundle.path} do not fit: {error}") from error
         except BaseException:
             self.close()
             raise

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class FakeTensorRT:
 
     def __init__(self, cuda: FakeCuda, version: str, *, rtx: bool) -> None:
         self.__version__ = version
+        self.__spec__ = ModuleSpec("tensorrt_rtx" if rtx else "tensorrt", None)  # transformers asks for it
         self.cuda, self.rtx = cuda, rtx
         self.fails: dict[str, str] = {}
         self.executions: list[IExecutionContext] = []

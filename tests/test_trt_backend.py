@@ -37,6 +37,8 @@ from safecode_trt.runtime.reply import Reply
 from tests.engine_bundle import VERSIONS, add_engines
 from tests.fake_cudart import FakeCuda, cudaError_t
 from tests.fake_tensorrt import FakeTensorRT
+from tests.families import FamilyCase, cases
+from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import write_null_bundle
 
 PICTURE = Image.fromarray((np.indices((40, 60)).sum(0)[..., None] * [2, 3, 1] % 256).astype(np.uint8))
@@ -44,6 +46,8 @@ REQUEST = "can i touch it?"
 SHORT = SamplingParams(max_new_tokens=16, ignore_eos=True)
 TENSORRT: Flavour = "tensorrt"
 RTX: Flavour = "tensorrt-rtx"
+# Of a row, of a token, and of the words for the vision encoder.
+OWN_INPUTS = [case for case in cases() if case.model_type in ("idefics", "qwen3_vl", "instructblip")]
 Packages = dict[Flavour, FakeTensorRT]
 Bundles = dict[str, Bundle]
 
@@ -417,3 +421,17 @@ def test_what_fails_while_it_is_opened_holds_nothing(
         TrtSession(bundles[TENSORRT])
     fails.clear()
     assert gpu.held() == []
+
+
+@pytest.mark.parametrize("case", OWN_INPUTS, ids=lambda case: case.model_type)
+def test_families_with_inputs_of_their_own_give_the_tokens_of_onnx_runtime(
+    case: FamilyCase, made: FamilyCheckpoints, tmp_path: Path
+) -> None:
+    bundle = add_engines(made.bundle(case), tmp_path, TENSORRT)
+    replies = []
+    for session in (TrtSession(bundle), OrtSession(bundle, threads=1)):
+        with Engine(bundle, session) as engine:
+            replies.append([ask(engine, mode) for mode in ("cached", "safecode-paper")])
+            replies[-1].append(engine.generate(REQUEST, sampling=SHORT))
+    assert [reply.fallback_reason for reply in replies[0]] == [None] * 3
+    assert [reply.token_ids for reply in replies[0]] == [reply.token_ids for reply in replies[1]]

@@ -14,13 +14,9 @@ from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from tests.fake_memory import Memory
 
 __all__ = ["FakeCuda", "cudaError_t", "functions"]
-
-GUARD = 512
-Bytes = NDArray[np.uint8]
 
 
 class cudaError_t(IntEnum):
@@ -44,30 +40,6 @@ class cudaDeviceAttr(IntEnum):
 
 class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
-
-
-@dataclass
-class Piece:
-    """Memory that was given out; `data` has guards of `GUARD` bytes on both sides, which nobody may change."""
-
-    kind: str
-    data: Bytes
-    freed: bool = False
-
-    @property
-    def begin(self) -> int:
-        return self.data.ctypes.data + GUARD
-
-    @property
-    def end(self) -> int:
-        return self.begin + len(self.data) - 2 * GUARD
-
-    @property
-    def inside(self) -> Bytes:
-        return self.data[GUARD:-GUARD]
-
-    def sound(self) -> bool:
-        return bool((self.data[:GUARD] == 0xAB).all() and (self.data[-GUARD:] == 0xAB).all())
 
 
 @dataclass
@@ -96,9 +68,8 @@ class FakeCuda:
         self.compute_capability = compute_capability
         self.fails: dict[str, cudaError_t] = {}
         self.calls: dict[str, int] = {}
-        self.pieces: list[Piece] = []
+        self.memory = Memory()
         self.others: dict[int, Any] = {}  # streams and graphs by handle
-        self.device_bytes = 0
         self._next = 1
 
     def __getattribute__(self, name: str) -> Any:
@@ -113,26 +84,14 @@ class FakeCuda:
 
     def held(self) -> list[str]:
         """What has not come back."""
-        assert all(piece.sound() for piece in self.pieces), "written beside what was given out"
-        return [piece.kind for piece in self.pieces if not piece.freed] + [
-            type(x).__name__ for x in self.others.values()
-        ]
-
-    def view(self, address: int, nbytes: int) -> Bytes:
-        """Memory that was given out and is still held."""
-        for piece in reversed(self.pieces):
-            if piece.begin <= address and address + nbytes <= piece.end:
-                assert not piece.freed, f"{piece.kind} memory is used after it was freed"
-                start = GUARD + address - piece.begin
-                return piece.data[start : start + nbytes]
-        raise AssertionError(f"{nbytes} bytes at {address:#x} lie outside what was given out")
+        return [piece.kind for piece in self.memory.held()] + [type(x).__name__ for x in self.others.values()]
 
     def put(self, stream: int, do: Callable[[], None], source: tuple[int, int] | None = None) -> None:
         """Puts work on a stream; `source` is memory that is to hold the same when the work is done as now."""
         found = self.others[stream]
         snapshot = None
-        if source is not None and self._kind(source[0]) == "host":
-            snapshot = (source[0], self.view(*source).tobytes())
+        if source is not None and self.memory.kind(source[0]) == "host":
+            snapshot = (source[0], self.memory.view(*source).tobytes())
         queue = found.queue if found.captured is None else found.captured
         queue.append(Work(do, snapshot if found.captured is None else None))
 
@@ -150,16 +109,22 @@ class FakeCuda:
         return cudaError_t.cudaSuccess, self.compute_capability[0 if major else 1]
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        return cudaError_t.cudaSuccess, self._allocate("device", size)
+        self._allowed_now()
+        return cudaError_t.cudaSuccess, self.memory.allocate("device", size)
 
     def cudaMallocHost(self, size: int) -> tuple[Any, ...]:
-        return cudaError_t.cudaSuccess, self._allocate("host", size)
+        self._allowed_now()
+        return cudaError_t.cudaSuccess, self.memory.allocate("host", size)
 
     def cudaFree(self, devPtr: int) -> tuple[Any, ...]:
-        return self._free(devPtr, "device")
+        self._allowed_now()
+        self.memory.free(devPtr, "device")
+        return (cudaError_t.cudaSuccess,)
 
     def cudaFreeHost(self, ptr: int) -> tuple[Any, ...]:
-        return self._free(ptr, "host")
+        self._allowed_now()
+        self.memory.free(ptr, "host")
+        return (cudaError_t.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
         return cudaError_t.cudaSuccess, self._hold(Stream())
@@ -175,28 +140,28 @@ class FakeCuda:
         for work in queue:
             if work.snapshot is not None:
                 address, before = work.snapshot
-                assert self.view(address, len(before)).tobytes() == before, (
+                assert self.memory.view(address, len(before)).tobytes() == before, (
                     "locked memory was changed while a copy from it was under way"
                 )
             work.do()
         return (cudaError_t.cudaSuccess,)
 
     def cudaMemsetAsync(self, devPtr: int, value: int, count: int, stream: int) -> tuple[Any, ...]:
-        self.view(devPtr, count)
+        self.memory.view(devPtr, count)
 
         def do() -> None:
-            self.view(devPtr, count)[:] = value
+            self.memory.view(devPtr, count)[:] = value
 
         self.put(stream, do)
         return (cudaError_t.cudaSuccess,)
 
     def cudaMemcpyAsync(self, dst: int, src: int, count: int, kind: int, stream: int) -> tuple[Any, ...]:
-        self.view(src, count)
-        if self._kind(dst) == "host" and self.others[stream].captured is None:
-            self.view(dst, count)[:] = 0xFF
+        self.memory.view(src, count)
+        if self.memory.kind(dst) == "host" and self.others[stream].captured is None:
+            self.memory.view(dst, count)[:] = 0xFF
 
         def do() -> None:
-            self.view(dst, count)[:] = self.view(src, count)
+            self.memory.view(dst, count)[:] = self.memory.view(src, count)
 
         self.put(stream, do, (src, count))
         return (cudaError_t.cudaSuccess,)
@@ -221,8 +186,8 @@ class FakeCuda:
             for plane in range(extent.depth):
                 for line in range(extent.height):
                     to, at = (x.ptr + (plane * x.ysize + line) * x.pitch for x in (target, source))
-                    assert self._kind(to) == self._kind(at) == "device"
-                    self.view(to, extent.width)[:] = self.view(at, extent.width)
+                    assert self.memory.kind(to) == self.memory.kind(at) == "device"
+                    self.memory.view(to, extent.width)[:] = self.memory.view(at, extent.width)
 
         self.put(stream, do)
         return (cudaError_t.cudaSuccess,)
@@ -253,35 +218,9 @@ class FakeCuda:
         self.others[stream].queue += self.others[graphExec].work
         return (cudaError_t.cudaSuccess,)
 
-    # --- memory
-
-    def _allocate(self, kind: str, size: int) -> int:
-        assert size > 0
-        self._allowed_now()
-        data = np.full(size + 2 * GUARD + 256, 0xAB, np.uint8)
-        offset = -(data.ctypes.data + GUARD) % 256  # what cudaMalloc gives is a multiple of 256
-        piece = Piece(kind, data[offset : offset + size + 2 * GUARD])
-        piece.inside[:] = 0xFF  # NaN in every float type
-        self.pieces.append(piece)
-        self.device_bytes += size if kind == "device" else 0
-        return piece.begin
-
-    def _free(self, address: int, kind: str) -> tuple[Any, ...]:
-        self._allowed_now()
-        (piece,) = [x for x in self.pieces if x.begin == address and not x.freed]
-        assert piece.kind == kind
-        piece.freed = True  # its bytes are kept, so that nobody else gets the address
-        self.device_bytes -= len(piece.inside) if kind == "device" else 0
-        return (cudaError_t.cudaSuccess,)
-
     def _allowed_now(self) -> None:
         streams = [x for x in self.others.values() if isinstance(x, Stream)]
         assert all(stream.captured is None for stream in streams), "memory is managed during a capture"
-
-    def _kind(self, address: int) -> str:
-        kinds = [x.kind for x in self.pieces if x.begin <= address < x.end]
-        assert kinds, f"{address:#x} lies outside what was given out"
-        return kinds[-1]
 
     def _hold(self, thing: Any) -> int:
         self._next += 1

@@ -238,7 +238,7 @@ class IExecutionContext:
         self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]], memory: tuple[int, int]
     ) -> None:
         engine, cuda = self._engine, self._package.cuda
-        cuda.view(*memory)[:] = np.random.Generator(np.random.PCG64(len(self.runs))).integers(
+        cuda.memory.view(*memory)[:] = np.random.Generator(np.random.PCG64(len(self.runs))).integers(
             0, 256, memory[1]
         )
         feeds = {name: self._array(name, addresses[name], shape) for name, shape in shapes.items()}
@@ -254,6 +254,6 @@ class IExecutionContext:
     def _array(self, name: str, address: int, shape: tuple[int, ...]) -> Any:
         kind = np.dtype(NUMPY_TYPES[self._engine.get_tensor_dtype(name).name])
         size = int(np.prod(shape)) * kind.itemsize
-        data = self._package.cuda.view(address, max(size, 1))
-        assert self._package.cuda._kind(address) == "device"
+        data = self._package.cuda.memory.view(address, max(size, 1))
+        assert self._package.cuda.memory.kind(address) == "device"
         return data[:size].view(kind).reshape(shape)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,11 @@ from safecode_trt.contract import Geometry
 from safecode_trt.errors import BackendError
 from safecode_trt.ops.bindings import load_cuda
 from safecode_trt.runtime.backends import cuda_stream
-from safecode_trt.runtime.backends.cuda_stream import CudaStream, Planes
+from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.device_cache import DeviceCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.mirror import Mirror
-from tests import fake_tensorrt
-from tests.fake_cudart import FakeCuda, cudaError_t, functions
+from tests.fake_cudart import FakeCuda, cudaError_t
 
 GEOMETRY = Geometry(
     num_hidden_layers=2,
@@ -39,18 +37,10 @@ GEOMETRY = Geometry(
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    cuda = FakeCuda()
-    monkeypatch.setattr(cuda_stream, "load_cuda", lambda: cuda)
-    return cuda
-
-
-@pytest.fixture
 def stream(gpu: FakeCuda) -> Iterator[CudaStream]:
     opened = CudaStream()
     yield opened
     opened.close()
-    assert gpu.held() == []
 
 
 def test_memory_is_given_back_at_the_next_allocation(stream: CudaStream, gpu: FakeCuda) -> None:
@@ -58,9 +48,9 @@ def test_memory_is_given_back_at_the_next_allocation(stream: CudaStream, gpu: Fa
     stream.zero(buffer)
     del buffer
     gc.collect()
-    assert gpu.device_bytes == 4096  # the stream has yet to write there
+    assert gpu.memory.bytes_of("device") == 4096  # the stream has yet to write there
     other = stream.allocate(16)
-    assert gpu.device_bytes == other.nbytes == 16
+    assert gpu.memory.bytes_of("device") == other.nbytes == 16
 
 
 def test_what_is_still_held_comes_back_at_the_end(gpu: FakeCuda) -> None:
@@ -136,7 +126,7 @@ def test_a_graph_is_launched_as_often_as_wanted(stream: CudaStream, gpu: FakeCud
         mirror.fill("a", np.full(4, value))
         stream.launch(graph)
         stream.synchronize()
-        assert gpu.view(mirror.address, 16).view(np.float32).tolist() == [value] * 4
+        assert gpu.memory.view(mirror.address, 16).view(np.float32).tolist() == [value] * 4
     del graph
     gc.collect()
     stream.allocate(1)
@@ -173,7 +163,7 @@ def test_rows_are_copied_as_on_the_host(data: st.DataObject) -> None:
     assert device.nbytes == host.data.nbytes
     stream.synchronize()
     host.data[:] = np.random.Generator(np.random.PCG64(1)).standard_normal(host.data.shape)
-    gpu.view(device.slab(0), device.nbytes)[:] = host.data.view(np.uint8).ravel()
+    gpu.memory.view(device.slab(0), device.nbytes)[:] = host.data.view(np.uint8).ravel()
     prefixes = []
     rows, lengths = st.integers(0, 2), st.integers(0, GEOMETRY.context_length)
     for _ in range(data.draw(st.integers(1, 6))):
@@ -190,7 +180,7 @@ def test_rows_are_copied_as_on_the_host(data: st.DataObject) -> None:
             host.load_prefix(row, of_host)
             device.load_prefix(row, of_device)
     stream.synchronize()
-    found = gpu.view(device.slab(0), device.nbytes).view(np.float16).reshape(host.data.shape)
+    found = gpu.memory.view(device.slab(0), device.nbytes).view(np.float16).reshape(host.data.shape)
     np.testing.assert_array_equal(found, host.data)
     stream.close()
     assert gpu.held() == []
@@ -199,7 +189,7 @@ def test_rows_are_copied_as_on_the_host(data: st.DataObject) -> None:
 def test_a_cache_is_zero_and_looks_at_as_much_as_the_host_does(stream: CudaStream, gpu: FakeCuda) -> None:
     device, host = DeviceCache(stream, GEOMETRY, 2, "float16"), HostCache.for_decoder(GEOMETRY, 2, np.float16)
     stream.synchronize()
-    assert not gpu.view(device.slab(0), device.nbytes).any()
+    assert not gpu.memory.view(device.slab(0), device.nbytes).any()
     for positions in (1, 64, 65, 96, 3):
         device.reserve(positions)
         host.reserve(positions)
@@ -216,82 +206,6 @@ def test_rows_that_cannot_be_bound_are_refused(stream: CudaStream) -> None:
         BackendError, match=r"a row of the cache has 3104 bytes.*--context-length that 8 divides"
     ):
         DeviceCache(stream, odd, 1, "float16")
-
-
-# --- the fake itself
-
-
-def test_the_fake_sees_what_a_gpu_does_not(stream: CudaStream, gpu: FakeCuda) -> None:
-    buffer, host = stream.allocate(512), stream.allocate_host(512)
-    with pytest.raises(AssertionError, match="outside what was given out"):
-        stream.copy(buffer.handle, host.handle, 513)
-        stream.synchronize()
-    with pytest.raises(AssertionError, match="outside what was given out"):
-        stream.copy_planes(
-            Planes(buffer.handle, 64, 8), Planes(buffer.handle, 64, 9), width=64, lines=8, planes=2
-        )
-        stream.synchronize()
-    stream.copy(buffer.handle, host.handle, 512)
-    host.array[3] = 1
-    with pytest.raises(AssertionError, match="changed while a copy from it was under way"):
-        stream.synchronize()
-    stream.copy(buffer.handle, host.handle, 512)
-    gpu.cudaFree(buffer.handle)
-    with pytest.raises(AssertionError, match="used after it was freed"):
-        stream.synchronize()
-    stream._given.pop(buffer.handle)
-    calls: list[Callable[[], Any]] = [
-        lambda: stream.allocate(1),
-        lambda: gpu.cudaStreamSynchronize(stream.handle),
-    ]
-    for call in calls:
-        with pytest.raises(AssertionError, match="capture"):
-            stream.capture(call)
-    assert gpu.held() == ["host", "Stream"]
-    piece = gpu.pieces[-1]
-    piece.data[0] = 0
-    with pytest.raises(AssertionError, match="written beside"):
-        gpu.held()
-    piece.data[0] = 0xAB
-
-
-def test_cuda_python_has_what_the_fake_offers() -> None:
-    """And so what is called, with as many arguments."""
-    real = pytest.importorskip("cuda.bindings.runtime")
-    for name, fake in functions().items():
-        wanted = list(inspect.signature(fake).parameters)[1:]
-        assert list(inspect.signature(getattr(real, name)).parameters) == wanted, name
-    for name in ("cudaMemcpyKind", "cudaDeviceAttr", "cudaStreamCaptureMode"):
-        for member in getattr(FakeCuda, name):
-            assert int(getattr(getattr(real, name), member.name)) == member.value
-    for status in cudaError_t:
-        assert int(getattr(real.cudaError_t, status.name)) == status.value
-    assert real.cudaStreamNonBlocking == FakeCuda.cudaStreamNonBlocking
-    job = real.cudaMemcpy3DParms()
-    job.srcPtr = job.dstPtr = real.make_cudaPitchedPtr(4096, 64, 64, 3)
-    job.extent = real.make_cudaExtent(8, 3, 2)
-    job.kind = real.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-    assert (int(job.srcPtr.ptr), job.srcPtr.pitch, job.srcPtr.ysize, job.extent.depth) == (4096, 64, 3, 2)
-
-
-@pytest.mark.trt
-def test_tensorrt_rtx_has_what_the_fake_offers() -> None:
-    real = pytest.importorskip("tensorrt_rtx")
-    classes = ("Runtime", "ICudaEngine", "IRuntimeConfig", "IExecutionContext", "ILogger")
-    enums = (
-        "DataType",
-        "TensorLocation",
-        "ExecutionContextAllocationStrategy",
-        "CudaGraphStrategy",
-    )
-    own = {"IExecutionContext": {"keeps_graphs", "runs"}}
-    for name in classes:
-        fake = getattr(fake_tensorrt, name)
-        offered = {x for x in vars(fake) if not x.startswith("_")} - own.get(name, set())
-        assert offered <= set(dir(getattr(real, name))), name
-    for name in enums:
-        for member in getattr(fake_tensorrt, name):
-            assert int(getattr(getattr(real, name), member.name)) == member.value, (name, member)
 
 
 def test_without_a_gpu_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,11 +49,6 @@ class TensorLocation(IntEnum):
     HOST = 1
 
 
-class TensorIOMode(IntEnum):
-    INPUT = 1
-    OUTPUT = 2
-
-
 class ExecutionContextAllocationStrategy(IntEnum):
     STATIC = 0
     USER_MANAGED = 2
@@ -80,7 +75,7 @@ class ILogger:
 class FakeTensorRT:
     """One package. `fails` are methods that fail and what is logged then; `executions` are all that were made."""
 
-    DataType, TensorLocation, TensorIOMode = DataType, TensorLocation, TensorIOMode
+    DataType, TensorLocation = DataType, TensorLocation
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     ILogger = ILogger
 

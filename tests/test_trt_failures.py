@@ -6,6 +6,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,12 @@ pytest.importorskip("onnx_ir")
 from safecode_trt.bundle import Bundle
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER, Flavour
+from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.trt import TrtSession
+from safecode_trt.runtime.backends.trt_engine import Execution
+from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
 from safecode_trt.runtime.kv_cache import KVCache
-from tests.engine_bundle import (
-    RTX,
-    TENSORRT,
-    EngineBundles,
-    ask,
-    opened,
-)
+from tests.engine_bundle import PICTURE, REQUEST, RTX, SHORT, TENSORRT, EngineBundles, ask, opened, policies
 from tests.fake_cudart import FakeCuda, cudaError_t
 from tests.fake_tensorrt import FakeTensorRT
 from tests.null_bundle import write_null_bundle
@@ -86,21 +84,48 @@ def test_a_reply_that_fails_falls_back_and_the_next_one_is_right(
         assert ask(engine).token_ids == ort_tokens["safecode-paper"]
 
 
+@pytest.mark.parametrize("flavour", [TENSORRT, RTX])
+def test_a_step_that_fails_is_no_start_for_a_graph(
+    flavour: Flavour, engine_bundles: EngineBundles, ort_tokens: Tokens, packages: Packages
+) -> None:
+    policy = policies(engine_bundles[flavour])["safecode-paper"]
+    with opened(engine_bundles[flavour]) as engine:
+        for _ in range(2):
+            stream = engine.stream(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
+            next(stream)
+            packages[flavour].fails["execute_async_v3"] = "no"
+            *_, last = stream
+            assert last.reply is not None and last.reply.finish_reason == "fallback"
+            packages[flavour].fails.clear()
+        assert ask(engine).token_ids == ort_tokens["safecode-paper"]
+
+
 def test_more_rows_than_the_engine_takes(engine_bundles: EngineBundles, ort_tokens: Tokens) -> None:
     with opened(engine_bundles["single"]) as engine:
         assert ask(engine, "plain").token_ids == ort_tokens["plain"]
         reply = ask(engine)
     assert reply.fallback_reason is not None
-    assert "takes C of 1 to 1, got 2; build it with another --max-rows" in reply.fallback_reason
+    assert "takes 1 to 1 contexts, got 2; build it with another --max-rows" in reply.fallback_reason
 
 
 def test_more_pictures_than_the_engine_takes(engine_bundles: EngineBundles) -> None:
     with opened(engine_bundles[TENSORRT]) as engine:
         size = engine.spec.reference_layout.views[0].size
         with pytest.raises(
-            BackendError, match=r"takes P of 1 to \d+, got 99; build it with another --max-picture"
+            BackendError, match=r"takes 1 to \d+ of P, got 99; build it with another --max-picture"
         ):
             engine.session.encode({"pixel_values": np.zeros((99, 3, *size), np.float32)})
+
+
+def test_an_output_without_a_shape_is_said(packages: Packages) -> None:
+    library = TensorRTLibrary(TENSORRT, "11.4", packages[TENSORRT])
+    unsure: Any = SimpleNamespace(get_tensor_shape=lambda name: (2, -1))
+    execution = Execution(library, "vision_encoder", unsure, CudaStream())
+    with pytest.raises(
+        BackendError, match=r"tensorrt 11.4 knows no shape of image_features in vision_encoder"
+    ):
+        execution.output_shape("image_features")
+    execution._stream.close()
 
 
 def test_memory_of_another_backend_is_a_mistake(engine_bundles: EngineBundles, tiny_bundle: Bundle) -> None:

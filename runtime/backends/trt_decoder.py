@@ -57,8 +57,8 @@ class _Step:
 class TrtDecoder:
     """The decoder's engine with its inputs and its logits.
 
-    `in_place` says that TensorRT itself writes the new keys and values into the cache; else they are fetched from
-    `scratch`, where it puts the whole of them. `self_capturing` is TensorRT-RTX.
+    All executions work in `memory`. With `scratch`, TensorRT puts all keys and values there, and the new ones are
+    fetched from it; without, it writes the new ones into the cache. `self_capturing` is TensorRT-RTX.
     """
 
     def __init__(

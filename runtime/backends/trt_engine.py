@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Execution", "TrtEngine", "choose_profile"]
 
 Shape = tuple[int, ...]
-OPTIONS = {"C": "--max-rows", "T": "--max-prefill", "K": "--context-length at the export"}
+# What an axis counts, and what makes it longer; all others follow from the pictures.
+AXES = {"C": ("contexts", "--max-rows")}
 
 
 class TrtEngine:
@@ -151,9 +152,16 @@ class Execution:
         self.bound = key
 
     def output_shape(self, name: str) -> Shape:
-        """The shape of an output for the inputs' shapes."""
+        """The shape of an output for the inputs' shapes.
+
+        Raises:
+            BackendError: they do not say it.
+        """
         execution: tensorrt.IExecutionContext = self._execution
-        return tuple(int(axis) for axis in execution.get_tensor_shape(name))
+        shape = tuple(int(axis) for axis in execution.get_tensor_shape(name))
+        if min(shape) < 0:
+            raise self._library.failed(f"knows no shape of {name} in {self._name} but {shape}")
+        return shape
 
     def enqueue(self) -> None:
         """Puts one execution on the stream.
@@ -166,6 +174,7 @@ class Execution:
         execution: tensorrt.IExecutionContext = self._execution
         started: bool = execution.execute_async_v3(self._stream.working())
         if not started:
+            self.bound = None  # what is new in it has not been executed once
             raise self._library.failed(f"failed to execute {self._name}")
 
 
@@ -195,9 +204,10 @@ def choose_profile(
         return min(fitting)[1]
     _, axis, profile = min(misfits, key=lambda one: one[0])
     known = profile.axes[axis]
+    counted, option = AXES.get(axis, (f"of {axis}", "--max-picture"))
     raise BackendError(
-        f"the engine takes {axis} of {known.min} to {known.max}, got {sizes[axis]}; build it with another "
-        f"{OPTIONS.get(axis, '--max-picture')}: safecode-trt build --help"
+        f"the engine takes {known.min} to {known.max} {counted}, got {sizes[axis]}; build it with another "
+        f"{option}: safecode-trt build --help"
     )
 
 

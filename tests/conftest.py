@@ -53,7 +53,7 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     """A GPU that is not one; everything must come back to it."""
     cuda = FakeCuda()
     monkeypatch.setattr(cuda_stream, "load_cuda", lambda: cuda)
@@ -62,11 +62,11 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
 
 @pytest.fixture
-def packages(gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> dict[Flavour, FakeTensorRT]:
+def packages(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> dict[Flavour, FakeTensorRT]:
     """TensorRT and TensorRT-RTX for it, to be imported by their names."""
     found: dict[Flavour, FakeTensorRT] = {}
     for flavour, version in VERSIONS.items():
-        found[flavour] = FakeTensorRT(gpu, version, rtx=flavour == "tensorrt-rtx")
+        found[flavour] = FakeTensorRT(cuda, version, rtx=flavour == "tensorrt-rtx")
         monkeypatch.setitem(sys.modules, flavour.replace("-", "_"), found[flavour])
     return found
 

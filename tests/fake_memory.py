@@ -1,6 +1,7 @@
 """The memory of the fake GPU: the host's, with a fence around every piece that was given out.
 
-It is full of NaN when it is given out. What was freed is remembered, and nobody else gets its address.
+It is full of NaN when it is given out. What was freed is remembered, and nobody else gets its address; with `reuses`,
+what is as large does, as on a GPU.
 """
 
 from __future__ import annotations
@@ -48,9 +49,15 @@ class Memory:
     """All pieces, of the device and of locked memory of the host."""
 
     pieces: list[Piece] = field(default_factory=list)
+    reuses: bool = False
 
     def allocate(self, kind: Kind, size: int) -> int:
         assert size > 0
+        for piece in self.pieces if self.reuses else ():
+            if piece.freed and piece.kind == kind and len(piece.inside) == size:
+                piece.freed = False
+                piece.inside[:] = 0xFF
+                return piece.begin
         data = np.full(size + 2 * GUARD + ALIGNMENT, 0xAB, np.uint8)
         offset = -(data.ctypes.data + GUARD) % ALIGNMENT
         piece = Piece(kind, data[offset : offset + size + 2 * GUARD])

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from safecode_trt.runtime.backends.ort import open_graph
 from tests.fake_cudart import FakeCuda
 
 __all__ = ["FakeTensorRT", "write_engine"]
@@ -34,7 +33,12 @@ def write_engine(path: Path, model: Path, profiles: Sequence[Mapping[str, Any]],
 
 @cache
 def _session(model: str) -> Any:
-    return open_graph(Path(model), threads=1)
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class DataType(IntEnum):

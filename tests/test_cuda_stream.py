@@ -37,28 +37,28 @@ GEOMETRY = Geometry(
 
 
 @pytest.fixture
-def stream(gpu: FakeCuda) -> Iterator[CudaStream]:
+def stream(cuda: FakeCuda) -> Iterator[CudaStream]:
     opened = CudaStream()
     yield opened
     opened.close()
 
 
-def test_memory_is_given_back_at_the_next_allocation(stream: CudaStream, gpu: FakeCuda) -> None:
+def test_memory_is_given_back_at_the_next_allocation(stream: CudaStream, cuda: FakeCuda) -> None:
     buffer = stream.allocate(4096)
     stream.zero(buffer)
     del buffer
     gc.collect()
-    assert gpu.memory.bytes_of("device") == 4096  # the stream has yet to write there
+    assert cuda.memory.bytes_of("device") == 4096  # the stream has yet to write there
     other = stream.allocate(16)
-    assert gpu.memory.bytes_of("device") == other.nbytes == 16
+    assert cuda.memory.bytes_of("device") == other.nbytes == 16
 
 
-def test_what_is_still_held_comes_back_at_the_end(gpu: FakeCuda) -> None:
+def test_what_is_still_held_comes_back_at_the_end(cuda: FakeCuda) -> None:
     stream = CudaStream()
     held = [stream.allocate(10), stream.allocate_host(10), stream.capture(lambda: None)]
     stream.close()
     stream.close()
-    assert gpu.held() == [] and held
+    assert cuda.held() == [] and held
 
 
 def test_a_copy_is_there_when_the_stream_was_waited_for(stream: CudaStream) -> None:
@@ -105,20 +105,20 @@ def test_bfloat16_is_rounded_as_torch_does(stream: CudaStream) -> None:
     np.testing.assert_array_equal(mirror.host["x"], wanted)
 
 
-def test_a_mirror_that_cannot_grow_stays_as_it_was(stream: CudaStream, gpu: FakeCuda) -> None:
+def test_a_mirror_that_cannot_grow_stays_as_it_was(stream: CudaStream, cuda: FakeCuda) -> None:
     mirror = Mirror(stream)
     for call in ("cudaMalloc", "cudaMallocHost"):
-        gpu.fails = {call: cudaError_t.cudaErrorMemoryAllocation}
+        cuda.fails = {call: cudaError_t.cudaErrorMemoryAllocation}
         with pytest.raises(MemoryError, match=f"the GPU is out of memory .{call}.; close other programs"):
             mirror.lay({"a": ("float32", (100,))})
-    gpu.fails.clear()
+    cuda.fails.clear()
     mirror.lay({"a": ("float32", (100,))})
     mirror.fill("a", np.arange(100.0))
     mirror.upload()
     stream.synchronize()
 
 
-def test_a_graph_is_launched_as_often_as_wanted(stream: CudaStream, gpu: FakeCuda) -> None:
+def test_a_graph_is_launched_as_often_as_wanted(stream: CudaStream, cuda: FakeCuda) -> None:
     mirror = Mirror(stream)
     mirror.lay({"a": ("float32", (4,))})
     graph = stream.capture(mirror.upload)
@@ -126,26 +126,26 @@ def test_a_graph_is_launched_as_often_as_wanted(stream: CudaStream, gpu: FakeCud
         mirror.fill("a", np.full(4, value))
         stream.launch(graph)
         stream.synchronize()
-        assert gpu.memory.view(mirror.address, 16).view(np.float32).tolist() == [value] * 4
+        assert cuda.memory.view(mirror.address, 16).view(np.float32).tolist() == [value] * 4
     del graph
     gc.collect()
     stream.allocate(1)
-    assert gpu.calls["cudaGraphExecDestroy"] == 1
+    assert cuda.calls["cudaGraphExecDestroy"] == 1
 
 
-def test_a_capture_that_fails_leaves_nothing(stream: CudaStream, gpu: FakeCuda) -> None:
+def test_a_capture_that_fails_leaves_nothing(stream: CudaStream, cuda: FakeCuda) -> None:
     def breaks() -> None:
         raise BackendError("no")
 
     with pytest.raises(BackendError, match="no"):
         stream.capture(breaks)
-    gpu.fails["cudaGraphInstantiate"] = cudaError_t.cudaErrorStreamCaptureUnsupported
+    cuda.fails["cudaGraphInstantiate"] = cudaError_t.cudaErrorStreamCaptureUnsupported
     with pytest.raises(
         BackendError, match="cudaGraphInstantiate failed with cudaErrorStreamCaptureUnsupported"
     ):
         stream.capture(lambda: None)
-    gpu.fails.clear()
-    assert gpu.held() == ["Stream"]
+    cuda.fails.clear()
+    assert cuda.held() == ["Stream"]
     stream.capture(lambda: None)
 
 
@@ -153,9 +153,9 @@ def test_a_capture_that_fails_leaves_nothing(stream: CudaStream, gpu: FakeCuda) 
 @given(data=st.data())
 def test_rows_are_copied_as_on_the_host(data: st.DataObject) -> None:
     """Any order of forks, saved and loaded prefixes: the device's memory equals the host's."""
-    gpu = FakeCuda()
+    cuda = FakeCuda()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_stream, "load_cuda", lambda: gpu)
+        patch.setattr(cuda_stream, "load_cuda", lambda: cuda)
         stream = CudaStream()
     host = HostCache.for_decoder(GEOMETRY, 3, np.float16)
     host.reserve(GEOMETRY.context_length)
@@ -163,7 +163,7 @@ def test_rows_are_copied_as_on_the_host(data: st.DataObject) -> None:
     assert device.nbytes == host.data.nbytes
     stream.synchronize()
     host.data[:] = np.random.Generator(np.random.PCG64(1)).standard_normal(host.data.shape)
-    gpu.memory.view(device.slab(0), device.nbytes)[:] = host.data.view(np.uint8).ravel()
+    cuda.memory.view(device.slab(0), device.nbytes)[:] = host.data.view(np.uint8).ravel()
     prefixes = []
     rows, lengths = st.integers(0, 2), st.integers(0, GEOMETRY.context_length)
     for _ in range(data.draw(st.integers(1, 6))):
@@ -180,16 +180,16 @@ def test_rows_are_copied_as_on_the_host(data: st.DataObject) -> None:
             host.load_prefix(row, of_host)
             device.load_prefix(row, of_device)
     stream.synchronize()
-    found = gpu.memory.view(device.slab(0), device.nbytes).view(np.float16).reshape(host.data.shape)
+    found = cuda.memory.view(device.slab(0), device.nbytes).view(np.float16).reshape(host.data.shape)
     np.testing.assert_array_equal(found, host.data)
     stream.close()
-    assert gpu.held() == []
+    assert cuda.held() == []
 
 
-def test_a_cache_is_zero_and_looks_at_as_much_as_the_host_does(stream: CudaStream, gpu: FakeCuda) -> None:
+def test_a_cache_is_zero_and_looks_at_as_much_as_the_host_does(stream: CudaStream, cuda: FakeCuda) -> None:
     device, host = DeviceCache(stream, GEOMETRY, 2, "float16"), HostCache.for_decoder(GEOMETRY, 2, np.float16)
     stream.synchronize()
-    assert not gpu.memory.view(device.slab(0), device.nbytes).any()
+    assert not cuda.memory.view(device.slab(0), device.nbytes).any()
     for positions in (1, 64, 65, 96, 3):
         device.reserve(positions)
         host.reserve(positions)

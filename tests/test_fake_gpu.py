@@ -14,13 +14,13 @@ from tests.fake_cudart import FakeCuda, cudaError_t, functions
 
 
 @pytest.fixture
-def stream(gpu: FakeCuda) -> Iterator[CudaStream]:
+def stream(cuda: FakeCuda) -> Iterator[CudaStream]:
     opened = CudaStream()
     yield opened
     opened.close()
 
 
-def test_the_fake_sees_what_a_gpu_does_not(stream: CudaStream, gpu: FakeCuda) -> None:
+def test_the_fake_sees_what_a_gpu_does_not(stream: CudaStream, cuda: FakeCuda) -> None:
     buffer, host = stream.allocate(512), stream.allocate_host(512)
     with pytest.raises(AssertionError, match="outside what was given out"):
         stream.copy(buffer.handle, host.handle, 513)
@@ -35,22 +35,22 @@ def test_the_fake_sees_what_a_gpu_does_not(stream: CudaStream, gpu: FakeCuda) ->
     with pytest.raises(AssertionError, match="changed while a copy from it was under way"):
         stream.synchronize()
     stream.copy(buffer.handle, host.handle, 512)
-    gpu.cudaFree(buffer.handle)
+    cuda.cudaFree(buffer.handle)
     with pytest.raises(AssertionError, match="used after it was freed"):
         stream.synchronize()
     stream._given.pop(buffer.handle)
     calls: list[Callable[[], Any]] = [
         lambda: stream.allocate(1),
-        lambda: gpu.cudaStreamSynchronize(stream.handle),
+        lambda: cuda.cudaStreamSynchronize(stream.handle),
     ]
     for call in calls:
         with pytest.raises(AssertionError, match="capture"):
             stream.capture(call)
-    assert gpu.held() == ["host", "Stream"]
-    piece = gpu.memory.pieces[-1]
+    assert cuda.held() == ["host", "Stream"]
+    piece = cuda.memory.pieces[-1]
     piece.data[0] = 0
     with pytest.raises(AssertionError, match="written beside"):
-        gpu.held()
+        cuda.held()
     piece.data[0] = 0xAB
 
 

@@ -102,56 +102,67 @@ def test_prefills_forks_and_prefixes_give_the_logits_of_onnx_runtime(
 
 
 def test_a_reply_to_the_end_of_the_cache(
-    tiny_bundle: Bundle, engine_bundles: EngineBundles, gpu: FakeCuda
+    tiny_bundle: Bundle, engine_bundles: EngineBundles, cuda: FakeCuda
 ) -> None:
     sampling = replace(SHORT, max_new_tokens=1000)
     with opened(tiny_bundle) as engine:
         wanted = ask(engine, sampling=sampling)
     with opened(engine_bundles[TENSORRT]) as engine:
         reply = ask(engine, sampling=sampling)
-        allocated = gpu.calls["cudaMalloc"]
+        allocated = cuda.calls["cudaMalloc"]
         assert ask(engine, sampling=sampling).token_ids == reply.token_ids
-        assert gpu.calls["cudaMalloc"] == allocated
+        assert cuda.calls["cudaMalloc"] == allocated
     assert reply.finish_reason == wanted.finish_reason == "capacity"
     assert reply.token_ids == wanted.token_ids and len(set(reply.token_ids)) > 8
 
 
 def test_steps_are_captured_once_for_each_shape(
-    engine_bundles: EngineBundles, gpu: FakeCuda, packages: Packages
+    engine_bundles: EngineBundles, cuda: FakeCuda, packages: Packages
 ) -> None:
     with opened(engine_bundles[TENSORRT]) as engine:
         ask(engine)
-        first = dict(gpu.calls)
+        first = dict(cuda.calls)
         ask(engine)
     # Fifteen steps of two shapes: each shape is executed once, then captured, and replayed.
-    assert first["cudaGraphInstantiate"] == gpu.calls["cudaGraphInstantiate"] == 2
-    assert first["cudaGraphLaunch"] == 13 and gpu.calls["cudaGraphLaunch"] == 28
-    assert gpu.calls["cudaGraphExecDestroy"] == gpu.calls["cudaGraphDestroy"] == 2
+    assert first["cudaGraphInstantiate"] == cuda.calls["cudaGraphInstantiate"] == 2
+    assert first["cudaGraphLaunch"] == 13 and cuda.calls["cudaGraphLaunch"] == 28
+    assert cuda.calls["cudaGraphExecDestroy"] == cuda.calls["cudaGraphDestroy"] == 2
     assert not any(execution.keeps_graphs for execution in packages[TENSORRT].executions)
 
 
+def test_a_graph_serves_other_memory_at_its_addresses(
+    engine_bundles: EngineBundles, ort_tokens: Tokens, cuda: FakeCuda
+) -> None:
+    cuda.memory.reuses = True
+    with opened(engine_bundles[TENSORRT]) as engine:
+        ask(engine)
+        engine.forget()
+        assert ask(engine).token_ids == ort_tokens["safecode-paper"]
+    assert cuda.calls["cudaGraphInstantiate"] == 2
+
+
 def test_tensorrt_rtx_captures_by_itself(
-    engine_bundles: EngineBundles, gpu: FakeCuda, packages: Packages
+    engine_bundles: EngineBundles, cuda: FakeCuda, packages: Packages
 ) -> None:
     with opened(engine_bundles[RTX]) as engine:
         ask(engine)
-    assert "cudaStreamBeginCapture" not in gpu.calls
+    assert "cudaStreamBeginCapture" not in cuda.calls
     steps = [execution.runs for execution in packages[RTX].executions if execution.keeps_graphs]
     assert len(steps) == 1 and len(steps[0]) == 15 and {shape[1] for shape in steps[0]} == {1}
 
 
 def test_dropping_rows_moves_nothing(
-    engine_bundles: EngineBundles, gpu: FakeCuda, packages: Packages
+    engine_bundles: EngineBundles, cuda: FakeCuda, packages: Packages
 ) -> None:
     policy = policies(engine_bundles[TENSORRT])["safecode-paper"]
     with opened(engine_bundles[TENSORRT]) as engine:
         ask(engine)
         stream = engine.stream(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
         next(stream)
-        before = dict(gpu.calls)
+        before = dict(cuda.calls)
         list(stream)
     for call in ("cudaMemcpy3DAsync", "cudaMalloc", "cudaMallocHost", "cudaMemsetAsync"):
-        assert gpu.calls[call] == before[call], call
+        assert cuda.calls[call] == before[call], call
     runs = [shape for execution in packages[TENSORRT].executions for shape in execution.runs]
     assert {shape[0] for shape in runs if shape[1] == 1} == {1, 2}
 
@@ -185,7 +196,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(
 
 
 def test_a_wait_that_is_missing_is_caught(
-    engine_bundles: EngineBundles, monkeypatch: pytest.MonkeyPatch, gpu: FakeCuda
+    engine_bundles: EngineBundles, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda
 ) -> None:
     """The fake is worth its while: without `synchronize` the session reads what no copy has brought yet."""
     with opened(engine_bundles[TENSORRT]) as engine:

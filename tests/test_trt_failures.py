@@ -71,12 +71,12 @@ def test_a_reply_that_fails_falls_back_and_the_next_one_is_right(
     flavour: Flavour,
     engine_bundles: EngineBundles,
     ort_tokens: Tokens,
-    gpu: FakeCuda,
+    cuda: FakeCuda,
     packages: Packages,
 ) -> None:
     where, name, how, reason = FAILURES[failure]
     with opened(engine_bundles[flavour]) as engine:
-        fails: dict[str, Any] = gpu.fails if where == "cuda" else packages[flavour].fails
+        fails: dict[str, Any] = cuda.fails if where == "cuda" else packages[flavour].fails
         fails[name] = how
         reply = ask(engine)
         assert reply.finish_reason == "fallback" and re.search(reason, reply.fallback_reason or "")
@@ -86,8 +86,10 @@ def test_a_reply_that_fails_falls_back_and_the_next_one_is_right(
 
 @pytest.mark.parametrize("flavour", [TENSORRT, RTX])
 def test_a_step_that_fails_is_no_start_for_a_graph(
-    flavour: Flavour, engine_bundles: EngineBundles, ort_tokens: Tokens, packages: Packages
+    flavour: Flavour, engine_bundles: EngineBundles, ort_tokens: Tokens, cuda: FakeCuda, packages: Packages
 ) -> None:
+    """What the failed reply has used is given back, and the next one gets it at the same addresses."""
+    cuda.memory.reuses = True
     policy = policies(engine_bundles[flavour])["safecode-paper"]
     with opened(engine_bundles[flavour]) as engine:
         for _ in range(2):
@@ -215,12 +217,12 @@ def test_what_fails_while_it_is_opened_holds_nothing(
     how: Any,
     message: str,
     engine_bundles: EngineBundles,
-    gpu: FakeCuda,
+    cuda: FakeCuda,
     packages: Packages,
 ) -> None:
-    fails: dict[str, Any] = gpu.fails if where == "cuda" else packages[TENSORRT].fails
+    fails: dict[str, Any] = cuda.fails if where == "cuda" else packages[TENSORRT].fails
     fails[name] = how
     with pytest.raises(BackendError, match=message):
         TrtSession(engine_bundles[TENSORRT])
     fails.clear()
-    assert gpu.held() == []
+    assert cuda.held() == []

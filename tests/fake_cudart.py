@@ -57,7 +57,7 @@ class Stream:
 
 
 class FakeCuda:
-    """`fails` are functions that fail and how; `calls` counts; `compute_capability` is the GPU's."""
+    """`fails` are functions that fail and how; `calls` counts; `room` is the device's memory in bytes."""
 
     cudaStreamNonBlocking = 1
     cudaMemcpyKind = cudaMemcpyKind
@@ -69,6 +69,7 @@ class FakeCuda:
         self.fails: dict[str, cudaError_t] = {}
         self.calls: dict[str, int] = {}
         self.memory = Memory()
+        self.room = 1 << 40
         self.others: dict[int, Any] = {}  # streams and graphs by handle
         self._next = 1
 
@@ -110,6 +111,8 @@ class FakeCuda:
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         self._allowed_now()
+        if self.memory.bytes_of("device") + size > self.room:
+            return cudaError_t.cudaErrorMemoryAllocation, None
         return cudaError_t.cudaSuccess, self.memory.allocate("device", size)
 
     def cudaMallocHost(self, size: int) -> tuple[Any, ...]:

@@ -84,6 +84,24 @@ def test_a_reply_that_fails_falls_back_and_the_next_one_is_right(
         assert ask(engine).token_ids == ort_tokens["safecode-paper"]
 
 
+def test_a_cache_that_is_too_small_makes_room_for_a_larger_one(
+    engine_bundles: EngineBundles, ort_tokens: Tokens, cuda: FakeCuda
+) -> None:
+    with opened(engine_bundles[TENSORRT]) as engine:
+        ask(engine)  # all but the cache is as large as it will be
+        engine.forget()
+        ask(engine, "plain")
+        (small,) = engine._idle
+        cuda.room = cuda.memory.bytes_of("device") + 2 * small.nbytes
+        assert small.rows == 1
+        del small
+        assert ask(engine).token_ids == ort_tokens["safecode-paper"]
+        cuda.room -= 1
+        engine.forget()
+        reply = ask(engine)
+    assert reply.finish_reason == "fallback" and "out of memory" in (reply.fallback_reason or "")
+
+
 @pytest.mark.parametrize("flavour", [TENSORRT, RTX])
 def test_a_step_that_fails_is_no_start_for_a_graph(
     flavour: Flavour, engine_bundles: EngineBundles, ort_tokens: Tokens, cuda: FakeCuda, packages: Packages

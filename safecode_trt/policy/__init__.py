@@ -5,14 +5,17 @@ from safecode_trt.policy.base import (
     Candidate,
     Combined,
     Context,
+    DiffusionNoise,
     Fallback,
+    PixelNoise,
     Plan,
     Policy,
+    PromptEdit,
     Steering,
     StepTrace,
     Verdict,
 )
-from safecode_trt.policy.factory import make_policy
+from safecode_trt.policy.factory import make_policy, mode_settings
 from safecode_trt.policy.plain import PLAIN
 
 __all__ = [
@@ -21,11 +24,15 @@ __all__ = [
     "Candidate",
     "Combined",
     "Context",
+    "DiffusionNoise",
     "Fallback",
+    "PixelNoise",
     "Plan",
     "Policy",
+    "PromptEdit",
     "Steering",
     "StepTrace",
     "Verdict",
     "make_policy",
+    "mode_settings",
 ]

@@ -22,7 +22,7 @@ from safecode_trt.contract import GraphSpec, vision_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
 
 __all__ = ["OrtSession", "open_graph"]
 
@@ -124,6 +124,10 @@ class OrtSession:
             raise _failed("the decoder", error) from error
         self.decoder_seconds += perf_counter() - start
         return binding.logits
+
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+        """`decode`: the logits are on the host; see `Session.step`."""
+        return HostLogits(self.decode(feeds, memory))
 
     def close(self) -> None:
         """Drops the ONNX Runtime sessions."""

@@ -21,9 +21,10 @@ from safecode_trt.runtime.backends.device_cache import DeviceCache
 from safecode_trt.runtime.backends.trt_decoder import TrtDecoder, chunks
 from safecode_trt.runtime.backends.trt_engine import TrtEngine
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary, choose_library
+from safecode_trt.runtime.backends.trt_logits import Chooser, DeviceLogits
 from safecode_trt.runtime.backends.trt_vision import TrtVision
 from safecode_trt.runtime.engines import engine_spec
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, StepLogits
 
 __all__ = ["TrtSession"]
 
@@ -40,6 +41,7 @@ class TrtSession:
     def __init__(self, bundle: Bundle) -> None:
         self._vision: Any = None
         self._decoder: Any = None
+        self._chooser: Chooser | None = None
         self._stream = CudaStream()
         try:
             self._open(bundle, *choose_library(bundle, self._stream.compute_capability))
@@ -85,6 +87,8 @@ class TrtSession:
             scratch=scratch,
             self_capturing=library.flavour == "tensorrt-rtx",
         )
+        self._chooser = Chooser(self._geometry.vocab_size, stream)
+        self._logits = DeviceLogits(self._decoder.logits, stream, self._chooser)
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
         """The vision encoder's outputs; see `Session.encode`."""
@@ -96,25 +100,35 @@ class TrtSession:
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         """One pass over C rows, in several parts if the engine takes fewer tokens at once; see `Session.decode`."""
-        if not isinstance(memory, DeviceCache):
-            raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
+        cache = self._own(memory)
         logits = np.empty((len(feeds.inputs_embeds), self._geometry.vocab_size), np.float32)
         for part, has in chunks(feeds, self._decoder.most_tokens):
-            self._decoder.run(part, memory, first_row)
+            self._decoder.run(part, cache, first_row)
             if not has.any():
                 continue
-            self._decoder.logits.download()
-            self._stream.synchronize()
-            found = self._decoder.logits.host["logits"]
+            found = self._logits.fetch()
             if has.all():  # as in every step
                 return found
             logits[has] = found[has]
         return logits
+
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+        """`decode` of one token, whose logits stay on the GPU until they are fetched; see `Session.step`."""
+        self._decoder.run(feeds, self._own(memory), 0)
+        logits: StepLogits = self._logits
+        return logits
+
+    def _own(self, memory: CacheMemory) -> DeviceCache:
+        if not isinstance(memory, DeviceCache):
+            raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
+        return memory
 
     def _cache(self, rows: int) -> DeviceCache:
         return DeviceCache(self._stream, self._geometry, rows, self._dtype)
 
     def close(self) -> None:
         """Gives the GPU's memory back; a second call does nothing."""
+        if self._chooser is not None:
+            self._chooser.close()
         self._vision = self._decoder = None
         self._stream.close()

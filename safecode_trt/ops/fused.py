@@ -6,7 +6,7 @@ Knows numbers and their layout, nothing of CUDA: what launches the kernels is in
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "STEP",
     "FusedChoice",
     "FusedSettings",
+    "FusedStep",
     "make_step",
     "read_outcome",
     "refusal_bits",
@@ -78,6 +79,14 @@ class FusedSettings:
     shift_top_k: int = 0
     amount: float = 0.0
     sampling: SamplingParams = PLAIN_SAMPLING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedStep:
+    """Settings, and the tokens that stage 2 moves."""
+
+    settings: FusedSettings
+    refusal_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,12 @@ from safecode_trt.cli import VERBS
 
 ROOT = Path(__file__).parents[1] / "safecode_trt"
 LAYERS = (
-    ("errors", "records", "config", "contract", "manifest", "bundle", "tensors", "ops"),
+    ("errors", "interrupt", "records", "config", "contract", "manifest", "bundle", "tensors", "ops"),
     ("models", "policy"),
     ("runtime",),
     ("export", "eval", "server"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 EXPORT_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"}

@@ -11,7 +11,9 @@ import pytest
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
+from safecode_trt.errors import BackendError
 from safecode_trt.manifest import Flavour
+from safecode_trt.ops import cuda as device_step
 from safecode_trt.runtime.backends import cuda_stream
 from tests import kernel_emulation
 from tests.engine_bundle import VERSIONS, EngineBundles, ask, opened, policies
@@ -54,9 +56,14 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    """A GPU that is not one; everything must come back to it."""
+    """A GPU that is not one, without kernels of ours; everything must come back to it."""
+
+    def no_driver() -> None:
+        raise BackendError("there are no kernels")
+
     cuda = FakeCuda()
     monkeypatch.setattr(cuda_stream, "load_cuda", lambda: cuda)
+    monkeypatch.setattr(device_step, "load_driver", no_driver)
     yield cuda
     assert cuda.held() == []
 

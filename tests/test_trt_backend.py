@@ -189,7 +189,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(
     packages[TENSORRT].fails["capture"] = "a layer waits for the stream"
     with opened(engine_bundles[TENSORRT]) as engine, caplog.at_level(logging.WARNING):
         assert ask(engine).token_ids == ort_tokens["safecode-paper"]
-    assert [record.message for record in caplog.records] == [
+    assert [record.message for record in caplog.records if "graph" in record.message] == [
         "decode steps run without a CUDA graph: tensorrt 10.16.1.11 failed to execute decoder: "
         "a layer waits for the stream"
     ]

@@ -6,7 +6,6 @@ import ctypes
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,10 +43,6 @@ def driver(cuda: FakeCuda, kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
     assert not fake.held
 
 
-def missing() -> Any:
-    raise BackendError("the kernels are not there")
-
-
 def replies(engine_bundles: EngineBundles, sampling: SamplingParams) -> dict[str, Reply]:
     bundle = engine_bundles[TENSORRT]
     with opened(bundle) as engine:
@@ -65,6 +60,9 @@ def test_the_device_chooses_as_the_host(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    def without() -> None:
+        raise BackendError("the kernels are not there")
+
     fetched, fetch = [], DeviceLogits.fetch
 
     def counted(self: DeviceLogits) -> NDArray[np.float32]:
@@ -75,7 +73,7 @@ def test_the_device_chooses_as_the_host(
     found = replies(engine_bundles, SAMPLINGS[how])
     assert bool(driver.launches) == (how != "penalised")
     assert (len(fetched) > 40) == (how in ("penalised", "wide"))  # else, those of the prefills
-    monkeypatch.setattr(device_step, "load_driver", missing)
+    monkeypatch.setattr(device_step, "load_driver", without)
     with caplog.at_level(logging.WARNING):
         wanted = replies(engine_bundles, SAMPLINGS[how])
     for mode, reply in found.items():

@@ -131,7 +131,8 @@ class TrtDecoder:
                 step.graph = self._stream.capture(step.execution.enqueue)
             except BackendError as error:
                 self._capturable = False
-                _log.warning("decode steps run without a CUDA graph: %s", error)
+                # Not the error itself: whoever keeps the record would keep the cache in the frames behind it.
+                _log.warning("decode steps run without a CUDA graph: %s", str(error))
         if step.graph is None:
             step.execution.enqueue()
         else:

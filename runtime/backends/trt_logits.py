@@ -40,7 +40,7 @@ class Chooser:
                 self._steps[key] = DeviceStep(vocabulary=self._vocabulary, refusal_ids=step.refusal_ids)
             except BackendError as error:
                 self._usable = False
-                _log.warning("tokens are chosen on the host: %s", error)
+                _log.warning("tokens are chosen on the host: %s", str(error))
                 return None
         settings, stream = step.settings, self._stream.working()
         return self._steps[key].run(

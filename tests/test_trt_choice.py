@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,10 +17,12 @@ pytest.importorskip("onnx_ir")
 
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import BackendError
+from safecode_trt.eval.meter import MeteredSession
 from safecode_trt.ops import cuda as device_step
-from safecode_trt.runtime.backends.trt_logits import DeviceLogits
+from safecode_trt.ops.fused import FusedChoice, FusedStep
+from safecode_trt.runtime.backends.trt_logits import Chooser, DeviceLogits
 from safecode_trt.runtime.reply import Reply
-from tests.engine_bundle import PICTURE, REQUEST, SHORT, TENSORRT, EngineBundles, opened, policies
+from tests.engine_bundle import PICTURE, REQUEST, SHORT, TENSORRT, EngineBundles, ask, opened, policies
 from tests.fake_cuda import FakeDriver
 from tests.fake_cudart import FakeCuda
 
@@ -104,3 +107,21 @@ def test_a_launch_that_fails_falls_back(engine_bundles: EngineBundles, driver: F
         policy = policies(engine.bundle)["safecode-paper"]
         found = engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
     assert found.finish_reason == "fallback" and "cuLaunchKernel failed" in (found.fallback_reason or "")
+
+
+def test_a_meter_counts_what_the_choice_waits_for(
+    engine_bundles: EngineBundles, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = Chooser.choose
+
+    def slowly(self: Chooser, logits: int, rows: int, step: FusedStep, uniform: float) -> FusedChoice | None:
+        time.sleep(0.004)
+        return choose(self, logits, rows, step, uniform)
+
+    monkeypatch.setattr(Chooser, "choose", slowly)
+    with opened(engine_bundles[TENSORRT]) as engine:
+        engine.session = meter = MeteredSession(engine.session)
+        ask(engine)
+    assert len(driver.launches) == 2 * 15
+    for call in meter.calls[-15:]:
+        assert 0.004 <= call.inside <= call.end - call.start

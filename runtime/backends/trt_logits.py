@@ -32,7 +32,7 @@ class Chooser:
 
     def choose(self, logits: int, rows: int, step: FusedStep, uniform: float) -> FusedChoice | None:
         """Chooses from the logits (C, V) at an address; None if that is for the host."""
-        if not self._usable or why_not_fused(step.settings, self._vocabulary) is not None:
+        if not self._usable or why_not_fused(step.settings, self._vocabulary, rows) is not None:
             return None
         key = step.refusal_ids.tobytes()
         if key not in self._steps:

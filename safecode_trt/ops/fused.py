@@ -97,14 +97,20 @@ class FusedChoice:
     candidates: tuple[Candidate, ...]
 
 
-def why_not_fused(settings: FusedSettings, vocabulary: int) -> str | None:
-    """Why a step of these settings is for the host (policy and ops.sample); None if the device can do it."""
+def why_not_fused(settings: FusedSettings, vocabulary: int, rows: int) -> str | None:
+    """Why such a step over `rows` rows is for the host (policy and ops.sample); None if the device can do it."""
     if vocabulary > MAX_VOCABULARY:
         return f"a vocabulary of {vocabulary} tokens is above {MAX_VOCABULARY}"
     if settings.shift_top_k > SHIFT_MOST:
         return f"top_k {settings.shift_top_k} of the shift is above {SHIFT_MOST}"
     if settings.sampling.repetition_penalty != 1:
         return "a repetition penalty needs the history, which the device does not have"
+    if not 1 <= rows <= 3:
+        return f"{rows} rows of logits are not between 1 and 3"
+    if settings.form is not None and rows < 2:
+        return "a contrast needs two rows of logits"
+    if not abs(settings.amount) <= float(np.finfo(np.float32).max):
+        return f"a shift of {settings.amount!r} is not finite"
     return None
 
 
@@ -116,13 +122,7 @@ def make_step(
     Raises:
         ConfigError: the device cannot do this step.
     """
-    reason = why_not_fused(settings, vocabulary)
-    if reason is None and not 1 <= rows <= 3:
-        reason = f"{rows} rows of logits are not between 1 and 3"
-    if reason is None and settings.form is not None and rows < 2:
-        reason = "a contrast needs two rows of logits"
-    if reason is None and not abs(settings.amount) <= float(np.finfo(np.float32).max):
-        reason = f"a shift of {settings.amount!r} is not finite"
+    reason = why_not_fused(settings, vocabulary, rows)
     if reason is not None:
         raise ConfigError(f"the fused step cannot run: {reason}; let the host compute it")
     step = np.zeros((), STEP)

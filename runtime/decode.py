@@ -27,7 +27,10 @@ PLAIN_STEERING = PlainSteering()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One chosen token, and whether the steering chose it."""
+    """One chosen token. `steered` says that it belongs to steps that are counted, which a reply must get through.
+
+    A steering of all tokens is never through, and a reply may end in it as in plain decoding.
+    """
 
     token_id: int
     steered: bool
@@ -67,7 +70,8 @@ def decode(
         acting, sampler = (steering, samplers[0]) if was_steered else (PLAIN_STEERING, samplers[1])
         token_id, trace = _choose(logits, acting, sampler, step, tokens, rows=plan.rows("steered"))
         tokens.append(token_id)
-        yield Token(token_id=token_id, steered=was_steered, trace=trace if was_steered else None)
+        counted = was_steered and steering.steps is not None
+        yield Token(token_id=token_id, steered=counted, trace=trace if was_steered else None)
         step += 1
         cache.keep(plan.rows("steered") if steered() else 1)
         cache.require(1)

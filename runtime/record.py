@@ -86,6 +86,7 @@ class ReplyRecord:
     noise: Mapping[str, float] | None
     verdict: Verdict | None
     text: str
+    explanation: str | None
     tokens: tuple[RecordedToken, ...]
     prompt_tokens: int
     finish_reason: FinishReason
@@ -136,6 +137,7 @@ def make_record(
         noise=to_dict(reply.noise),
         verdict=reply.verdict,
         text=reply.text,
+        explanation=reply.explanation,
         tokens=tuple(map(named, reply.token_ids)),
         prompt_tokens=reply.prompt_tokens,
         finish_reason=reply.finish_reason,

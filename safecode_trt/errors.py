@@ -9,6 +9,7 @@ SafeCodeError
 |   `-- CapacityError  prompt and answer do not fit the key/value cache
 |-- BackendError       the execution backend is absent or has failed (the machine)
 |-- TraceError         a trace or audit log cannot be read or written (the caller)
+|-- EndpointError      a model behind an address is down, slow or answers nonsense (whoever runs it)
 |-- EvalError          a benchmark's files or a results file cannot be used (the caller)
 `-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
 """
@@ -19,6 +20,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "ConfigError",
+    "EndpointError",
     "EvalError",
     "PictureError",
     "PromptError",
@@ -58,6 +60,10 @@ class CapacityError(PromptError):
 
 class BackendError(SafeCodeError):
     """An execution backend is not installed, refuses the graph, or failed while running it."""
+
+
+class EndpointError(SafeCodeError):
+    """A model behind an address cannot be reached, refuses, is too slow, or answers what cannot be read."""
 
 
 class EvalError(SafeCodeError):

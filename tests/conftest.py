@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
@@ -20,6 +21,10 @@ from tests.engine_bundle import VERSIONS, EngineBundles, ask, opened, policies
 from tests.fake_cudart import FakeCuda
 from tests.fake_tensorrt import FakeTensorRT
 from tests.family_checkpoints import FamilyCheckpoints
+
+# A busy machine is no reason to fail.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

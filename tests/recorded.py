@@ -47,11 +47,20 @@ RECORD = ReplyRecord(
     noise=None,
     verdict=UNSAFE,
     text="Sorry, no.",
+    explanation=None,
     tokens=(RecordedToken(id=0, text=" Sorry"),),
     prompt_tokens=33,
     finish_reason="stop",
     fallback_reason=None,
-    timings=Timings(vision_s=0.1, prefill_s=0.2, first_token_s=0.3, per_token_s=0.01, total_s=0.5),
+    timings=Timings(
+        judge_s=0.0,
+        vision_s=0.1,
+        prefill_s=0.2,
+        first_token_s=0.3,
+        per_token_s=0.01,
+        explain_s=0.0,
+        total_s=0.5,
+    ),
     steps=(RAISED,),
 )
 

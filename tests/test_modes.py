@@ -364,6 +364,15 @@ def test_each_switch_of_the_release() -> None:
     assert policy_of("safecode-release").plan.noise == PixelNoise(sigma=0.1)
 
 
+@pytest.mark.parametrize("tokens", [(), ((1,), (3,), ()), ((1,), (3,)), ((1,), (3,), (-1,))])
+def test_the_release_needs_tokens_for_every_phrase(tokens: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(ConfigError, match="one or more tokens each"):
+        make_policy("safecode-release", dataclasses.replace(DEFAULTS, refusal_tokens=tokens))
+    outside = dataclasses.replace(DEFAULTS, refusal_tokens=((1,), (3,), (SIZE,)))
+    with pytest.raises(SteeringError, match=f"refusal token {SIZE} is not in the model's vocabulary"):
+        begin(make_policy("safecode-release", outside), np.zeros((2, SIZE), np.float32))
+
+
 def test_long_phrases_win_without_a_telling_word() -> None:
     phrases = (("No", (1,)), ("It is not to be", (2, 3, 4)), ("Sorry", (5,)))
     z = np.zeros(SIZE, np.float32)

@@ -26,6 +26,7 @@ VERBS = (
     "verify",
     "inspect",
     "refusals",
+    "calibrate",
     "run",
     "chat",
     "explain",

@@ -12,11 +12,13 @@ import click
 from safecode_trt.cli import console
 from safecode_trt.cli.options import PolicyChoice, build_policy, policy_settings
 from safecode_trt.config import SamplingParams
+from safecode_trt.errors import ConfigError
 from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
     from safecode_trt.cli.recording import Recorder
     from safecode_trt.runtime import Engine, Message, Reply
+    from safecode_trt.runtime.judges import Judge
     from safecode_trt.runtime.picture_file import PictureFile
     from safecode_trt.runtime.record import ReplyRecord
 
@@ -31,6 +33,8 @@ class Asker:
     recorder: Recorder
     sampling: SamplingParams
     choice: PolicyChoice
+    judge: Judge | None = None
+    explain: bool = False
 
     def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
         """Answers, with `show` on stdout as the text comes."""
@@ -53,12 +57,16 @@ class Asker:
         return record
 
     def _stream(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> Reply:
-        reply = None
+        policy, reply = build_policy(self.engine, self.choice), None
+        if self.judge is not None and not policy.plan.judged:
+            raise ConfigError("this policy acts on no verdict; leave --judge out, or choose another --mode")
         for chunk in self.engine.stream(
             messages,
             image=[picture.image for picture in pictures],
-            policy=build_policy(self.engine, self.choice),
+            policy=policy,
             sampling=self.sampling,
+            judge=self.judge,
+            explain=self.explain,
         ):
             if show:
                 click.echo(console.printable(chunk.text), nl=False)
@@ -88,7 +96,8 @@ def summary(record: ReplyRecord) -> str:
         word = "unsafe" if record.verdict.unsafe else "safe"
         if record.verdict.abstained:
             word = f"uncertain, perhaps {word}"
-        parts.append(f"{word} (p_unsafe {record.verdict.p_unsafe:.2f})")
+        by = "" if record.verdict.source == "self" else f", says {record.verdict.source}"
+        parts.append(f"{word} (p_unsafe {record.verdict.p_unsafe:.2f}{by})")
     if record.fallback_reason:
         parts.append(f"fallback: {record.fallback_reason}")
     elif record.finish_reason == "settled":

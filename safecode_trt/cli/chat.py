@@ -11,13 +11,22 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.asking import Asker, summary
-from safecode_trt.cli.options import FOLDER, PolicyChoice, engine_options, policy_options, sampling_options
+from safecode_trt.cli.options import (
+    FOLDER,
+    PolicyChoice,
+    engine_options,
+    explain_option,
+    judge_options,
+    policy_options,
+    sampling_options,
+)
 from safecode_trt.cli.recording import Recording, recording_options
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.errors import PromptError, SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Message
+    from safecode_trt.runtime.judges import JudgeConfig
     from safecode_trt.runtime.picture_file import PictureFile
     from safecode_trt.runtime.record import ReplyRecord
 
@@ -70,6 +79,8 @@ class Conversation:
 @click.argument("bundle", type=FOLDER)
 @click.option("--image", "images", type=FOLDER, multiple=True, help="A picture to talk about; repeatable.")
 @policy_options
+@judge_options
+@explain_option
 @sampling_options
 @engine_options
 @recording_options
@@ -77,6 +88,8 @@ def command(
     bundle: Path,
     images: tuple[Path, ...],
     choice: PolicyChoice,
+    judge: JudgeConfig,
+    explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     recording: Recording,
@@ -90,9 +103,18 @@ def command(
       safecode-trt chat build/demo-bundle --image examples/socket.png
     """
     from safecode_trt.runtime import Engine
+    from safecode_trt.runtime.judges import make_judge
 
+    who = make_judge(judge)
     with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
-        asker = Asker(engine=engine, recorder=recorder, sampling=sampling, choice=choice)
+        asker = Asker(
+            engine=engine,
+            recorder=recorder,
+            sampling=sampling,
+            choice=choice,
+            judge=who,
+            explain=explain,
+        )
         talk = Conversation(asker=asker)
         for path in images:
             talk.show(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +14,17 @@ from safecode_trt.cli.options import (
     PolicyChoice,
     as_json,
     engine_options,
+    explain_option,
+    judge_options,
     policy_options,
     read_prompt,
     sampling_options,
 )
 from safecode_trt.cli.recording import Recording, recording_options
 from safecode_trt.config import RuntimeConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from safecode_trt.runtime.judges import JudgeConfig
 
 __all__ = ["command"]
 
@@ -30,6 +36,8 @@ __all__ = ["command"]
     "--image", "images", type=FOLDER, multiple=True, help="A picture to ask about; repeatable, in order."
 )
 @policy_options
+@judge_options
+@explain_option
 @sampling_options
 @engine_options
 @recording_options
@@ -39,6 +47,8 @@ def command(
     prompt: str,
     images: tuple[Path, ...],
     choice: PolicyChoice,
+    judge: JudgeConfig,
+    explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     recording: Recording,
@@ -54,13 +64,21 @@ def command(
       safecode-trt run build/demo-bundle --image photo.png - < question.txt
     """
     from safecode_trt.runtime import Engine
+    from safecode_trt.runtime.judges import make_judge
     from safecode_trt.runtime.picture_file import read_picture
     from safecode_trt.runtime.request import as_messages
 
-    prompt = read_prompt(prompt)
+    prompt, who = read_prompt(prompt), make_judge(judge)
     pictures = [read_picture(path) for path in images]
     with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
-        asker = Asker(engine=engine, recorder=recorder, sampling=sampling, choice=choice)
+        asker = Asker(
+            engine=engine,
+            recorder=recorder,
+            sampling=sampling,
+            choice=choice,
+            judge=who,
+            explain=explain,
+        )
         record = asker.ask(as_messages(prompt, len(pictures)), pictures, show=not as_json)
     if as_json:
         console.emit_json(record.to_dict())

@@ -1,0 +1,5 @@
+"""A model behind an OpenAI-compatible address, asked in bounded time and memory, with answers kept on disk."""
+
+from safecode_trt.endpoint.client import KEY_VARIABLE, Answer, Endpoint, EndpointConfig, Question
+
+__all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "Question"]

@@ -1,0 +1,200 @@
+"""Asks a model behind an OpenAI-compatible address: one question, one answer, in bounded time and memory.
+
+Knows HTTP and nothing of verdicts or rubrics. The key comes from an environment variable and is in no record, message
+or file; where a server echoes it, it is struck out. Answers are kept on disk by the hash of all that was asked.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from safecode_trt.endpoint.cache import AnswerCache
+from safecode_trt.endpoint.transport import Transport
+from safecode_trt.errors import ConfigError, EndpointError
+
+__all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "Question"]
+
+KEY_VARIABLE = "SAFECODE_API_KEY"
+PATH = "/chat/completions"
+SHOWN = 120
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointConfig:
+    """Where the model is and how long it may take.
+
+    `url` is the address up to and without /chat/completions, `key_variable` the environment variable with the key
+    (not set: none is sent). `timeout` is in seconds for an answer with all its retries; `backoff` is the first pause
+    between two tries, which doubles. `cache` is a folder for answers; `top_logprobs` 0 asks for no log-probabilities.
+    """
+
+    url: str
+    model: str
+    key_variable: str = KEY_VARIABLE
+    timeout: float = 30.0
+    retries: int = 4
+    backoff: float = 0.5
+    cache: str | None = None
+    top_logprobs: int = 10
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
+            raise ConfigError(
+                "an endpoint's url must be like https://host/v1, without a user, a password or a #, "
+                f"got {parts.scheme or '(no scheme)'}://{parts.hostname or ''}"
+            )
+        if not self.model.strip():
+            raise ConfigError("an endpoint needs the name of a model")
+        if not math.isfinite(self.timeout) or self.timeout <= 0:
+            raise ConfigError(f"timeout must be a number of seconds above 0, got {self.timeout!r}")
+        if not 0 <= self.retries <= 20:
+            raise ConfigError(f"retries must be between 0 and 20, got {self.retries!r}")
+        if not math.isfinite(self.backoff) or self.backoff < 0:
+            raise ConfigError(f"backoff must be a number of seconds of at least 0, got {self.backoff!r}")
+        if not 0 <= self.top_logprobs <= 20:
+            raise ConfigError(f"top_logprobs must be between 0 and 20, got {self.top_logprobs!r}")
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be shown: without a query, which may hold a secret."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked: words, and pictures as the bytes of PNG files."""
+
+    text: str
+    system: str = ""
+    pictures: tuple[bytes, ...] = ()
+    max_tokens: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The model's words, and the log-probabilities of the leading candidates for its first token, if it gave them."""
+
+    text: str
+    first_token: tuple[tuple[str, float], ...] = field(default=())
+
+
+class Endpoint:
+    """A model behind an address. Holds the key; not for several threads at once."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.config = config
+        self._cache = AnswerCache(Path(config.cache)) if config.cache is not None else None
+        parts = urlsplit(config.url)
+        path = parts.path.rstrip("/").removesuffix(PATH) + PATH
+        self._transport = Transport(
+            parts._replace(path=path).geturl(),
+            shown=config.shown,
+            key=_read_key(config.key_variable),
+            key_variable=config.key_variable,
+            timeout=config.timeout,
+            retries=config.retries,
+            backoff=config.backoff,
+        )
+
+    def ask(self, question: Question, read: Callable[[Answer], T]) -> T:
+        """What `read` makes of the answer; it raises EndpointError where it cannot. Only what it can read is kept.
+
+        Raises:
+            EndpointError: the server cannot be reached, refuses, is too slow, or answers what cannot be read.
+        """
+        body = json.dumps(self._payload(question), sort_keys=True).encode()
+        if self._cache is not None and (kept := self._cache.get(self.config.url, body)) is not None:
+            try:
+                return read(_answer(kept))
+            except (EndpointError, ValueError):  # by an older reader, or damaged: ask again
+                pass
+        text = self._transport.post(body)
+        try:
+            answer = _answer(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            excerpt = " ".join(text[:SHOWN].split())
+            raise EndpointError(
+                f"{self.config.shown} answered what is no chat completion ({error}): {excerpt!r}"
+            ) from error
+        found = read(answer)
+        if self._cache is not None:
+            self._cache.put(self.config.url, body, _completion(answer))
+        return found
+
+    def _payload(self, question: Question) -> dict[str, Any]:
+        parts: list[dict[str, Any]] = [
+            {
+                "type": "image_url",
+                "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"},
+            }
+            for data in question.pictures
+        ]
+        content: Any = [*parts, {"type": "text", "text": question.text}] if parts else question.text
+        messages = [{"role": "system", "content": question.system}] if question.system else []
+        payload: dict[str, Any] = {
+            "model": self.config.model,
+            "messages": [*messages, {"role": "user", "content": content}],
+            "max_tokens": question.max_tokens,
+            "temperature": 0,
+        }
+        if self.config.top_logprobs:
+            payload |= {"logprobs": True, "top_logprobs": self.config.top_logprobs}
+        return payload
+
+
+def _read_key(variable: str) -> str:
+    """The key, or nothing. What is no key is not named in the message."""
+    key = os.environ.get(variable, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"the environment variable {variable} holds no key: expected printable ASCII")
+    return key
+
+
+def _answer(data: Any) -> Answer:
+    """The first choice of a chat completion.
+
+    Raises:
+        ValueError: the data have another form.
+    """
+    try:
+        choice = data["choices"][0]
+        text = choice["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError("choices[0].message.content is missing") from error
+    if not isinstance(text, str):
+        raise ValueError("choices[0].message.content is no text")
+    return Answer(text=text, first_token=_first_token(choice.get("logprobs")))
+
+
+def _first_token(data: Any) -> tuple[tuple[str, float], ...]:
+    """The candidates for the first token; empty where the server gives none, or not in this form."""
+    try:
+        pairs = [(entry["token"], entry["logprob"]) for entry in data["content"][0]["top_logprobs"]]
+    except (KeyError, IndexError, TypeError):
+        return ()
+    sound = all(
+        isinstance(token, str) and type(logprob) in (int, float) and logprob <= 0 for token, logprob in pairs
+    )
+    return tuple((token, float(logprob)) for token, logprob in pairs) if sound else ()
+
+
+def _completion(answer: Answer) -> dict[str, Any]:
+    """An answer in the form in which servers give it."""
+    candidates = [{"token": token, "logprob": logprob} for token, logprob in answer.first_token]
+    return {
+        "choices": [
+            {"message": {"content": answer.text}, "logprobs": {"content": [{"top_logprobs": candidates}]}}
+        ]
+    }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,10 +16,12 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import Flavour
 from safecode_trt.ops import cuda as device_step
+from safecode_trt.runtime import cuda_memory
 from safecode_trt.runtime.backends import cuda_stream
 from tests import kernel_emulation
 from tests.engine_bundle import VERSIONS, EngineBundles, ask, opened, policies
 from tests.fake_cudart import FakeCuda
+from tests.fake_gpu import FakeDriver, FakeOrt
 from tests.fake_tensorrt import FakeTensorRT
 from tests.family_checkpoints import FamilyCheckpoints
 
@@ -96,3 +99,16 @@ def ort_tokens(tiny_bundle: Bundle) -> dict[str, tuple[int, ...]]:
     """The replies of ONNX Runtime to what the tests ask, by mode."""
     with opened(tiny_bundle) as engine:
         return {mode: ask(engine, mode).token_ids for mode in policies(tiny_bundle)}
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeDriver]:
+    """Puts a GPU into the machine, and an ONNX Runtime that uses it."""
+
+    def make(*, room: int = 1 << 40, **settings: Any) -> FakeDriver:
+        driver = FakeDriver(room)
+        monkeypatch.setattr(cuda_memory, "load_driver", lambda: driver)
+        monkeypatch.setitem(sys.modules, "onnxruntime", FakeOrt(driver, **settings))
+        return driver
+
+    return make

@@ -66,4 +66,16 @@ def test_the_console_script_is_the_module() -> None:
 
 def test_extras_of_the_design() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
-    assert extras == {"cpu", "gpu", "trt", "trt-rtx", "cuda", "export", "optimum", "serve", "eval", "dev"}
+    assert extras == {
+        "cpu",
+        "gpu",
+        "ort-trt-rtx",
+        "trt",
+        "trt-rtx",
+        "cuda",
+        "export",
+        "optimum",
+        "serve",
+        "eval",
+        "dev",
+    }

@@ -134,7 +134,12 @@ def test_bindings_in_wheels_have_what_is_used(tmp_path: Path) -> None:
 def test_the_sources_use_tensorrt() -> None:
     """The collector sees what it is there for."""
     names = used()
-    assert [path.name for path in sources()] == ["engine.py", "trt_engine.py", "trt_library.py"]
+    assert [path.name for path in sources()] == [
+        "engine.py",
+        "trt_engine.py",
+        "trt_library.py",
+        "probe_engine.py",
+    ]
     paths = {(use.package, use.path) for use in names.uses}
     assert {
         ("tensorrt", "Builder.__init__"),
@@ -196,7 +201,7 @@ def test_the_sources_use_tensorrt() -> None:
 )
 def test_a_misspelt_name_is_found(right: str, wrong: str, message: str) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    (source,) = [text for text in map(read, sources()) if right in text]
+    source = next(text for text in map(read, sources()) if right in text)
     found = problems(trt, to_json(names_of(source.replace(right, wrong))), RTX)
     assert any(message in problem for problem in found), found
 

@@ -23,7 +23,7 @@ def load_driver() -> Any:
         status = driver.cuInit(0)
     except RuntimeError as error:  # cuda-python looks for the library at the first call
         raise BackendError(
-            f"no NVIDIA driver was found ({_first_line(error)}); install one, then check it with: nvidia-smi"
+            f"no NVIDIA driver was found ({_first_line(error)}), install one; run: nvidia-smi"
         ) from error
     checked(status, "cuInit")
     return driver

@@ -27,7 +27,7 @@ from safecode_trt.runtime.backends.kept_graphs import open_decoder, vision_entri
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.cuda_memory import CudaMemory
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
 
 __all__ = ["OrtSession", "open_graph"]
 
@@ -115,6 +115,10 @@ class OrtSession:
             raise _failed("the decoder", error) from error
         self.decoder_seconds += perf_counter() - start
         return binding.logits
+
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+        """`decode`: the logits are on the host; see `Session.step`."""
+        return HostLogits(self.decode(feeds, memory))
 
     def _binding(self, feeds: DecoderFeeds, memory: Cache, first_row: int) -> _Binding:
         """Decode steps repeat, and their bindings are kept; prefill shapes hardly ever do."""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from safecode_trt.contract import AttentionForm, Geometry
-from safecode_trt.export.graph import DTYPES, GraphBuilder
+from safecode_trt.export.graph import DTYPES, NodeBuilder
 
 __all__ = ["DecomposedForm", "LayerForm", "PortableForm", "layer_form"]
 
@@ -45,7 +45,7 @@ class LayerForm(ABC):
         """Attention (C, H, T, D) of the queries to keys (C, H, S, D) under an additive bias (C, 1, T, S)."""
 
 
-def layer_form(form: AttentionForm, builder: GraphBuilder, geometry: Geometry, dtype: str) -> LayerForm:
+def layer_form(form: AttentionForm, builder: NodeBuilder, geometry: Geometry, dtype: str) -> LayerForm:
     """The form of that name, ready to be used on the builder's graph."""
     if form == "portable":
         return PortableForm(builder)
@@ -57,7 +57,7 @@ class PortableForm(LayerForm):
 
     opset = 24
 
-    def __init__(self, builder: GraphBuilder) -> None:
+    def __init__(self, builder: NodeBuilder) -> None:
         self._builder = builder
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, path: str) -> ir.Value:
@@ -87,7 +87,7 @@ class DecomposedForm(LayerForm):
 
     opset = 20
 
-    def __init__(self, builder: GraphBuilder, geometry: Geometry, dtype: str) -> None:
+    def __init__(self, builder: NodeBuilder, geometry: Geometry, dtype: str) -> None:
         b = self._builder = builder
         self._geometry, self._dtype = geometry, DTYPES[dtype].numpy()
         self._cos, self._sin = (

@@ -12,10 +12,15 @@ from functools import partial
 from pathlib import Path
 
 from safecode_trt.bundle import Bundle, file_entry, write_manifest
-from safecode_trt.contract import GraphSpec
+from safecode_trt.contract import AttentionForm, GraphSpec, activation_dtype
 from safecode_trt.errors import BackendError, BundleError
 from safecode_trt.export.engine import TensorRT
-from safecode_trt.export.engine_checks import require_buildable, require_memory, targets
+from safecode_trt.export.engine_checks import (
+    require_buildable,
+    require_memory,
+    targets,
+    why_not_portable,
+)
 from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.export.engine_profiles import decoder_profiles, shapes, vision_profiles
 from safecode_trt.manifest import (
@@ -25,19 +30,25 @@ from safecode_trt.manifest import (
     EngineEntry,
     EngineGraph,
     EngineProfile,
+    Manifest,
 )
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.engines import engine_spec
 
-__all__ = ["build_engines"]
+__all__ = ["build_engines", "decoder_model"]
 
 Progress = Callable[[str, int, int], None]
+Note = Callable[[str], None]
 
 NAMES = {VISION_ENCODER: "vision_encoder", DECODER: "decoder"}
 
 
-def build_engines(path: Path, config: EngineConfig, *, progress: Progress | None = None) -> EngineEntry:
+def build_engines(
+    path: Path, config: EngineConfig, *, progress: Progress | None = None, note: Note | None = None
+) -> EngineEntry:
     """Builds the bundle's graphs for what `config` names; engines for the same are replaced.
+
+    `note` is told where the decoder is built in another form than the bundle's, and why.
 
     Raises:
         BundleError: the bundle is not whole, or cannot be written.
@@ -50,12 +61,14 @@ def build_engines(path: Path, config: EngineConfig, *, progress: Progress | None
     config = replace(config, compute_capabilities=targets(config))
     require_memory(bundle, config)
     profiles = _profiles(bundle, config)
+    attention = _attention(manifest, library, note or (lambda text: None))
     entry = EngineEntry(
         flavour=library.flavour,
         version=library.version,
         compute_capabilities=config.compute_capabilities,
         precision=manifest.precision,
         activations=manifest.activations,
+        attention=attention,
         capacity=manifest.geometry.context_length,
         graphs={},
     )
@@ -63,7 +76,7 @@ def build_engines(path: Path, config: EngineConfig, *, progress: Progress | None
         built = {}
         for graph, name in NAMES.items():
             started = time.perf_counter()
-            model, spec = _model(bundle, graph)
+            model, spec = _model(bundle, graph, attention)
             engine = library.build(
                 model,
                 bundle.file(graph),
@@ -86,17 +99,43 @@ def _tell(report: Progress, name: str, phase: str, done: int, total: int) -> Non
     report(f"{name}: {phase}", done, total)
 
 
-def _model(bundle: Bundle, graph: str) -> tuple[bytes, GraphSpec]:
+def _attention(manifest: Manifest, library: TensorRT, note: Note) -> AttentionForm:
+    """The form to build the decoder in: the bundle's, or the decomposed one if that is not taken."""
+    if manifest.attention == "decomposed":
+        return "decomposed"
+    reason = why_not_portable(manifest, library.flavour, library.version)
+    if reason is None:
+        return "portable"
+    note(f"the decoder is built in the decomposed form: {reason}")
+    return "decomposed"
+
+
+def _model(bundle: Bundle, graph: str, attention: AttentionForm) -> tuple[bytes, GraphSpec]:
     """A graph as TensorRT gets it, with its inputs and outputs; the weights stay where they are."""
-    manifest, path = bundle.manifest, bundle.file(graph)
-    if graph != DECODER:
-        return path.read_bytes(), manifest.graphs[graph]
+    if graph == DECODER:
+        return decoder_model(bundle, attention)
+    return bundle.file(graph).read_bytes(), bundle.manifest.graphs[graph]
+
+
+def decoder_model(bundle: Bundle, attention: AttentionForm) -> tuple[bytes, GraphSpec]:
+    """The decoder as TensorRT gets it, in a form that is the bundle's or is made of it.
+
+    Raises:
+        BackendError: onnx-ir is not installed.
+    """
     try:
-        from safecode_trt.export.engine_graph import engine_graph
+        import onnx_ir as ir
     except ModuleNotFoundError as error:
         raise BackendError(f"{error.name} is not installed; run: pip install onnx-ir") from error
-    spec = engine_spec(manifest.graphs[graph], manifest.geometry.context_length)
-    return engine_graph(path, spec), spec
+    from safecode_trt.export.decompose import decompose
+    from safecode_trt.export.engine_graph import engine_graph
+
+    manifest = bundle.manifest
+    model = ir.load(bundle.file(DECODER))
+    if attention != manifest.attention:
+        decompose(model, manifest.geometry, activation_dtype(manifest.precision, manifest.activations))
+    spec = engine_spec(manifest.graphs[DECODER], manifest.geometry.context_length)
+    return engine_graph(model, spec), spec
 
 
 def _profiles(bundle: Bundle, config: EngineConfig) -> Mapping[str, tuple[EngineProfile, ...]]:

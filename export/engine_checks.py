@@ -12,7 +12,7 @@ from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.manifest import DECODER, VISION_ENCODER, Flavour, Manifest
 from safecode_trt.runtime.device import cuda_device, free_memory
 
-__all__ = ["require_buildable", "require_memory", "targets"]
+__all__ = ["require_buildable", "require_memory", "targets", "why_not_portable"]
 
 # The first versions with the operators of the portable form, and those of the oldest devices that are supported.
 PORTABLE_FROM: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 4)}
@@ -26,31 +26,36 @@ def require_buildable(manifest: Manifest, flavour: Flavour, version: str) -> Non
     """Refuses a decoder that this TensorRT is known not to build.
 
     Raises:
-        BackendError: the message says how to export one that it does.
+        BackendError: the message says what is needed, or how to export one that it does.
     """
-    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
-    if found < OLDEST[flavour]:
-        oldest = ".".join(map(str, OLDEST[flavour]))
-        raise BackendError(f"{flavour} {version} is too old; expected {oldest} or later")
+    if _numbers(version) < OLDEST[flavour]:
+        raise BackendError(f"{flavour} {version} is too old; expected {_dotted(OLDEST[flavour])} or later")
     if any(not how.symmetric for how in manifest.quantization.values()):
         raise BackendError(
             f"the decoder has weights with zero points, and {flavour} takes symmetric ones only; "
             "export the checkpoint without --asymmetric, or with --precision fp16"
         )
-    if manifest.attention == "decomposed":
-        return
-    if found < PORTABLE_FROM[flavour]:
-        first = ".".join(map(str, PORTABLE_FROM[flavour]))
-        raise BackendError(
-            f"{flavour} {version} lacks operators of the portable decoder, which {first} is the first to have; "
-            "export the checkpoint with --attention decomposed"
-        )
+
+
+def why_not_portable(manifest: Manifest, flavour: Flavour, version: str) -> str | None:
+    """Why this TensorRT does not take the portable form of the decoder; None if it does."""
+    first = PORTABLE_FROM[flavour]
+    if _numbers(version) < first:
+        return f"{flavour} {version} lacks operators of the portable form, which {_dotted(first)} is the first to have"
     if activation_dtype(manifest.precision, manifest.activations) == "float32":
-        raise BackendError(
-            f"the decoder's activations are float32 ({manifest.precision}), for which {flavour} has no fused "
-            "attention; export the checkpoint with --precision fp16, with --precision int4 or int8 and "
-            "--activations fp16, or with --attention decomposed"
+        return (
+            f"{flavour} has no fused attention for float32 activations; to have it, export with --precision fp16, "
+            "or int4 or int8 with --activations fp16"
         )
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def targets(config: EngineConfig) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Knows nothing of models. Only the default operator domain is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from safecode_trt import __version__
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 
-__all__ = ["DTYPES", "GraphBuilder", "WeightFile", "narrow"]
+__all__ = ["DTYPES", "GraphBuilder", "NodeBuilder", "WeightFile", "narrow"]
 
 DTYPES: dict[str, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
@@ -88,16 +88,26 @@ def narrow(values: NDArray[np.float32], target: NDArray[Any], name: str) -> NDAr
     return target
 
 
-class GraphBuilder:
-    """Collects nodes and initializers in order; `model` makes an ONNX model of them."""
+class NodeBuilder:
+    """Makes nodes for a graph, which is in the making or there already, and adds small constants to it.
 
-    def __init__(self, spec: GraphSpec, weights: WeightFile) -> None:
-        self._spec, self._weights = spec, weights
-        self._nodes: list[ir.Node] = []
-        self._initializers: dict[str, ir.Value] = {}
-        self._constants: dict[str, NDArray[Any]] = {}
-        self.inputs = {tensor.name: _value(tensor) for tensor in spec.inputs}
+    `inputs` and `initializers` are the graph's, by name; the nodes wait in their order until they are `taken`.
+    """
+
+    def __init__(self, inputs: Mapping[str, ir.Value], initializers: MutableMapping[str, ir.Value]) -> None:
+        self.inputs, self.initializers = inputs, initializers
         self.outputs: dict[str, ir.Value] = {}
+        self._nodes: list[ir.Node] = []
+
+    @staticmethod
+    def on(graph: ir.Graph) -> NodeBuilder:
+        """For a graph that is there already."""
+        return NodeBuilder({str(value.name): value for value in graph.inputs}, graph.initializers)
+
+    def taken(self) -> list[ir.Node]:
+        """The nodes made since the last call; the caller puts them into the graph."""
+        nodes, self._nodes = self._nodes, []
+        return nodes
 
     def op(
         self,
@@ -127,12 +137,27 @@ class GraphBuilder:
     def constant(self, name: str, data: Sequence[int] | NDArray[Any]) -> ir.Value:
         """A small tensor inside the graph's own file; the same name must mean the same tensor."""
         array = data if isinstance(data, np.ndarray) else np.array(data, dtype=np.int64)
-        known = self._constants.setdefault(name, array)
-        if known is array:
+        if name not in self.initializers:
             return self._add(ir.Tensor(array, name=name))
-        if known.dtype != array.dtype or not np.array_equal(known, array):
+        value = self.initializers[name]
+        known = None if value.const_value is None else value.const_value.numpy()
+        if known is None or known.dtype != array.dtype or not np.array_equal(known, array):
             raise ValueError(f"constant {name} is {known}, and cannot be {array} too")
-        return self._initializers[name]
+        return value
+
+    def _add(self, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
+        name = str(tensor.name)
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        self.initializers[name] = value
+        return value
+
+
+class GraphBuilder(NodeBuilder):
+    """Makes a graph from nothing; `model` makes an ONNX model of it."""
+
+    def __init__(self, spec: GraphSpec, weights: WeightFile) -> None:
+        super().__init__({tensor.name: _value(tensor) for tensor in spec.inputs}, {})
+        self._spec, self._weights = spec, weights
 
     def weight(
         self, name: str, data: NDArray[Any], *, dtype: ir.DataType | None = None, shape: Sequence[int] = ()
@@ -140,12 +165,6 @@ class GraphBuilder:
         """A tensor in the data file; `dtype` and `shape` are for packed data and default to the array's."""
         tensor_type = dtype if dtype is not None else ir.DataType.from_numpy(data.dtype)
         return self._add(self._weights.append(name, data, tensor_type, shape or data.shape))
-
-    def _add(self, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
-        name = str(tensor.name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self._initializers[name] = value
-        return value
 
     def model(self, name: str, opset: int) -> ir.Model:
         """The model. Its inputs and outputs are the spec's, in the spec's order."""
@@ -156,8 +175,8 @@ class GraphBuilder:
         graph = ir.Graph(
             list(self.inputs.values()),
             outputs,
-            nodes=self._nodes,
-            initializers=list(self._initializers.values()),
+            nodes=self.taken(),
+            initializers=list(self.initializers.values()),
             opset_imports={"": opset},
             name=name,
         )

@@ -23,10 +23,12 @@ from safecode_trt.export.prequantized import Prequantized
 from safecode_trt.export.quantize import Quantized, pack_int4, quantize_slabs
 from safecode_trt.manifest import Quantization
 
-__all__ = ["LinearWriter", "Part"]
+__all__ = ["BLOCKED_OPSET", "LinearWriter", "Part"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Part = tuple[str, int]  # name in the checkpoint, number of outputs
+BLOCKED_OPSET = 21
+"""The first in which DequantizeLinear takes blocks."""
 
 
 class LinearWriter:
@@ -54,8 +56,7 @@ class LinearWriter:
                 f"{checkpoint.folder} was quantised to 4 bits with {self._packed.method}; "
                 f"export it with precision int4, not {precision}"
             )
-        # Blocked DequantizeLinear is of opset 21.
-        self.opset = 21 if self._body else 1
+        self.opset = BLOCKED_OPSET if self._body else 1
         self.quantization: dict[str, Quantization] = {}
 
     def __call__(

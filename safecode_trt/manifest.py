@@ -193,7 +193,8 @@ class EngineGraph:
 class EngineEntry:
     """Both graphs, built for one version of TensorRT and for the compute capabilities named ("86" is 8.6).
 
-    `capacity` is how many positions the decoder's cache has, always; `graphs` is by the graph's name in the bundle.
+    `attention` is the form that the decoder was built in, which need not be the bundle's; `capacity` is how many
+    positions its cache has, always. `graphs` is by the graph's name in the bundle.
     """
 
     flavour: Flavour
@@ -201,6 +202,7 @@ class EngineEntry:
     compute_capabilities: tuple[str, ...]
     precision: Precision
     activations: Activations
+    attention: AttentionForm
     capacity: int
     graphs: Mapping[str, EngineGraph]
 

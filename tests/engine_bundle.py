@@ -18,6 +18,7 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle, file_entry, write_manifest
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.contract import AttentionForm
 from safecode_trt.manifest import DECODER, VISION_ENCODER, EngineEntry, EngineGraph, Flavour
 from safecode_trt.models import load_spec
 from safecode_trt.policy import make_policy
@@ -55,7 +56,7 @@ KINDS: dict[str, tuple[Flavour, dict[str, Any], dict[str, Any]]] = {
     RTX: (RTX, {}, {}),
     "short": (TENSORRT, {"max_prefill": 9}, {}),
     "single": (TENSORRT, {"max_rows": 1}, {}),
-    "decomposed": (TENSORRT, {}, {"aliases": False}),
+    "decomposed": (TENSORRT, {}, {"attention": "decomposed", "aliases": False}),
     "copying": (TENSORRT, {}, {"not_aliased": "present.1.key"}),
     "on host": (TENSORRT, {}, {"on_host": "write_indices"}),
 }
@@ -65,7 +66,7 @@ class EngineBundles:
     """The fixture `engine_bundles`: makes what a test asks for by kind, and keeps it for the next one.
 
     They are in fp32, which the fake takes and TensorRT does not: there the tokens of two graphs are the same. The
-    decomposed one is in fp16, as on the devices that need it.
+    decomposed engine is in fp16, as on the devices that need it, and its bundle is portable.
     """
 
     def __init__(self, tiny: Bundle, checkpoint: Path, factory: pytest.TempPathFactory) -> None:
@@ -76,23 +77,28 @@ class EngineBundles:
         if kind not in self._made:
             flavour, changes, settings = KINDS[kind]
             folder = self._factory.mktemp("engines")
-            source = self._decomposed(folder) if kind == "decomposed" else self.tiny
+            source = self._half(folder) if kind == "decomposed" else self.tiny
             self._made[kind] = add_engines(source, folder, flavour, changes, **settings)
         return self._made[kind]
 
-    def _decomposed(self, folder: Path) -> Bundle:
+    def _half(self, folder: Path) -> Bundle:
         from safecode_trt.export import ExportConfig, export_bundle
 
-        config = ExportConfig(precision="fp16", attention="decomposed", verify=False)
+        config = ExportConfig(precision="fp16", verify=False)
         return export_bundle(self._checkpoint, folder / "source", config=config)
 
 
 def add_engines(
-    source: Bundle, folder: Path, flavour: Flavour, changes: dict[str, Any] | None = None, **settings: Any
+    source: Bundle,
+    folder: Path,
+    flavour: Flavour,
+    changes: dict[str, Any] | None = None,
+    attention: AttentionForm = "portable",
+    **settings: Any,
 ) -> Bundle:
     """A copy of a bundle in `folder` with engines for compute capability 8.6; `settings` are of the decoder's plan."""
+    from safecode_trt.export.build import decoder_model
     from safecode_trt.export.engine_config import EngineConfig
-    from safecode_trt.export.engine_graph import engine_graph
     from safecode_trt.export.engine_profiles import decoder_profiles, shapes, vision_profiles
 
     config = EngineConfig(flavour=flavour, max_picture=(96, 64), **(changes or {}))
@@ -110,13 +116,14 @@ def add_engines(
         DECODER: decoder_profiles(spec, (graphs[VISION_ENCODER], manifest.graphs[DECODER]), capacity, config),
     }
     models = {name: folder / "plans" / Path(name).name for name in graphs}
-    models[DECODER].write_bytes(engine_graph(source.file(DECODER), graphs[DECODER]))
+    models[DECODER].write_bytes(decoder_model(source, attention)[0])
     entry = EngineEntry(
         flavour=flavour,
         version=VERSIONS[flavour],
         compute_capabilities=("86",),
         precision=manifest.precision,
         activations=manifest.activations,
+        attention=attention,
         capacity=capacity,
         graphs={},
     )

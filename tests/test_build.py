@@ -6,7 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import pytest
 from safecode_trt.bundle import Bundle, write_manifest
 from safecode_trt.errors import BackendError, BundleError, ConfigError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER, Flavour
+from safecode_trt.runtime.device import CudaDevice
 from tests.cli_runner import call, fails, start
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
-from safecode_trt.export import ExportConfig, build, export_bundle
+import onnx
+
+from safecode_trt.export import ExportConfig, build, engine_checks, export_bundle
 from safecode_trt.export.build import build_engines
 from safecode_trt.export.engine_config import EngineConfig
 
@@ -54,6 +57,7 @@ class Builder:
     make: Callable[[str], bytes] = str.encode
     flavour: Flavour = "tensorrt-rtx"
     version: str = "1.7.1.116"
+    models: dict[str, bytes] = field(default_factory=dict)
 
     def load(self, flavour: Flavour) -> Builder:
         return self
@@ -62,6 +66,7 @@ class Builder:
         self, model: bytes, path: Path, profiles: Sequence[Any], settings: EngineConfig, report: Any
     ) -> bytes:
         report("working", 1, 1)
+        self.models[path.name] = model
         return self.make(path.name)
 
 
@@ -185,18 +190,38 @@ def test_the_command_line_builds_and_shows(bundle: Path, monkeypatch: pytest.Mon
     ]
     shown = call("inspect", bundle).stdout
     assert (
-        "tensorrt-rtx 1.7.1.116, compute capability 86, 89, fp16 with fp16 activations, cache of 256" in shown
+        "tensorrt-rtx 1.7.1.116, compute capability 86, 89, fp16 with fp16 activations, portable attention"
+        in shown
     )
     assert "prefill: C 1-2, K 1-256, T 1-256" in shown and "decode: C 1-2, K 1-256, T 1-8" in shown
 
 
-def test_an_unusable_decoder_is_one_line(tiny_bundle: Bundle) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    fails(
-        call("build", tiny_bundle.path, "--flavour", "tensorrt-rtx"),
-        1,
-        "--precision int4 or int8 and --activations",
-    )
+PORTABLE = (b"RMSNormalization", b"RotaryEmbedding", b"TensorScatter", b"Attention")
+
+
+@pytest.mark.parametrize(("version", "rewritten"), [("10.3.0", True), ("10.16.1.11", False)])
+def test_the_installed_version_chooses_the_form(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, version: str, rewritten: bool
+) -> None:
+    gpu = CudaDevice(name="Orin", compute_capability="87", free_memory=8 << 30, total_memory=8 << 30)
+    monkeypatch.setattr(engine_checks, "cuda_device", lambda: gpu)
+    builder = Builder(flavour="tensorrt", version=version)
+    monkeypatch.setattr(build, "TensorRT", builder)
+    was = contents(bundle)
+    built = call("build", bundle, "--flavour", "tensorrt")
+    assert built.exit_code == 0, built.output
+    note = f"the decoder is built in the decomposed form: tensorrt {version} lacks operators"
+    assert (note in built.stderr) == rewritten and ("form" in built.stderr) == rewritten
+    names = {
+        node.op_type.encode() for node in onnx.load_from_string(builder.models["decoder.onnx"]).graph.node
+    }
+    assert names.isdisjoint(PORTABLE) if rewritten else names.issuperset(PORTABLE)
+    attention = "decomposed" if rewritten else "portable"
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.attention, manifest.engines[0].attention) == ("portable", attention)
+    assert f"fp16 activations, {attention} attention" in " ".join(call("inspect", bundle).stdout.split())
+    after = contents(bundle)
+    assert all(after[name] == data for name, data in was.items() if name != BUNDLE_JSON)
 
 
 def _for(*capabilities: str) -> EngineConfig:

@@ -25,6 +25,8 @@ from tests.null_bundle import DEMO
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
+import onnx_ir as ir
+
 from safecode_trt.export import ExportConfig, export_bundle
 from safecode_trt.export.build import build_engines
 from safecode_trt.export.checkpoint import Checkpoint
@@ -100,6 +102,12 @@ def test_every_family_builds(
 
 
 @pytest.mark.trt
+def test_a_portable_decoder_in_fp32_is_rewritten(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    entry = built_for_real(shutil.copytree(tiny_bundle.path, tmp_path / "bundle"))
+    assert (tiny_bundle.manifest.attention, entry.attention) == ("portable", "decomposed")
+
+
+@pytest.mark.trt
 @pytest.mark.parametrize(
     ("precision", "activations", "attention"),
     [
@@ -134,7 +142,7 @@ def test_other_decoders_build(
     profiles = decoder_profiles(spec, (spec.vision_graph("float16"), decoder), 64, FAST)
     graph = engine_spec(decoder, 64)
     plan = TensorRT.load("tensorrt-rtx").build(
-        engine_graph(path, graph),
+        engine_graph(ir.load(path), graph),
         path,
         [shapes(graph, profile) for profile in profiles],
         FAST,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 
 from safecode_trt.bundle import Bundle
-from safecode_trt.contract import Activations, AttentionForm, Precision
+from safecode_trt.contract import Activations, Precision
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export import engine_checks
-from safecode_trt.export.engine_checks import require_buildable, require_memory, targets
+from safecode_trt.export.engine_checks import require_buildable, require_memory, targets, why_not_portable
 from safecode_trt.export.engine_config import EngineConfig, parse_picture, parse_sm
 from safecode_trt.manifest import DECODER, FileEntry, Flavour, Manifest, Quantization
 from safecode_trt.runtime.device import CudaDevice
@@ -26,65 +27,59 @@ def bundle(tmp_path: Path) -> Bundle:
     return Bundle.open(write_null_bundle(tmp_path / "bundle"))
 
 
-def manifest(
-    bundle: Bundle, precision: Precision, activations: Activations, attention: AttentionForm = "portable"
-) -> Manifest:
-    return replace(bundle.manifest, precision=precision, activations=activations, attention=attention)
+def manifest(bundle: Bundle, precision: Precision, activations: Activations) -> Manifest:
+    return replace(bundle.manifest, precision=precision, activations=activations)
 
 
 @pytest.mark.parametrize(
-    ("precision", "activations", "attention", "flavour", "version"),
+    ("precision", "activations", "flavour", "version", "reason"),
     [
-        ("fp16", "fp16", "portable", "tensorrt", "10.15.1.29"),
-        ("bf16", "bf16", "portable", "tensorrt", "11.4.0.106"),
-        ("int4", "fp16", "portable", "tensorrt-rtx", "1.7.1.116"),
-        ("int4", "fp32", "decomposed", "tensorrt", "10.3.0"),
-        ("fp32", "fp32", "decomposed", "tensorrt", "10.16"),
-    ],
-)
-def test_what_can_be_built_is_let_through(
-    bundle: Bundle,
-    precision: Precision,
-    activations: Activations,
-    attention: AttentionForm,
-    flavour: Flavour,
-    version: str,
-) -> None:
-    require_buildable(manifest(bundle, precision, activations, attention), flavour, version)
-
-
-@pytest.mark.parametrize(
-    ("precision", "activations", "flavour", "version", "message"),
-    [
-        ("int4", "fp32", "tensorrt-rtx", "1.7.1.116", "--activations fp16, or with --attention decomposed"),
+        ("fp16", "fp16", "tensorrt", "10.15.1.29", None),
+        ("bf16", "bf16", "tensorrt", "11.4.0.106", None),
+        ("int4", "fp16", "tensorrt-rtx", "1.7.1.116", None),
         (
-            "fp32",
-            "fp32",
-            "tensorrt",
-            "11.4.0.106",
-            "no fused attention; export the checkpoint with --precision fp16",
-        ),
-        (
-            "fp16",
+            "int4",
             "fp16",
             "tensorrt",
-            "10.7.0.23",
-            "10.15 is the first to have; export .* --attention decomposed",
+            "10.3.0",
+            r"tensorrt 10\.3\.0 lacks operators .* which 10\.15 is the first",
         ),
-        ("fp16", "fp16", "tensorrt", "10.2.0", "too old; expected 10.3 or later"),
-        ("fp16", "fp16", "tensorrt-rtx", "1.3.0.35", "too old; expected 1.4 or later"),
+        ("int4", "fp32", "tensorrt", "10.7.0.23", r"10\.7\.0\.23 lacks operators of the portable form"),
+        (
+            "int4",
+            "fp32",
+            "tensorrt-rtx",
+            "1.7.1.116",
+            "no fused attention for float32 activations; to have it",
+        ),
+        ("fp32", "fp32", "tensorrt", "11.4.0.106", "tensorrt has no fused attention .* --precision fp16"),
     ],
 )
-def test_what_cannot_be_built_is_one_line(
+def test_the_form_follows_from_the_version_and_the_activations(
     bundle: Bundle,
     precision: Precision,
     activations: Activations,
     flavour: Flavour,
     version: str,
-    message: str,
+    reason: str | None,
 ) -> None:
+    exported = manifest(bundle, precision, activations)
+    require_buildable(exported, flavour, version)
+    found = why_not_portable(exported, flavour, version)
+    assert found is None if reason is None else re.search(reason, found or "")
+    assert "\n" not in (found or "")
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "message"),
+    [
+        ("tensorrt", "10.2.0", "too old; expected 10.3 or later"),
+        ("tensorrt-rtx", "1.3.0.35", "too old; expected 1.4 or later"),
+    ],
+)
+def test_what_is_too_old_is_one_line(bundle: Bundle, flavour: Flavour, version: str, message: str) -> None:
     with pytest.raises(BackendError, match=message) as caught:
-        require_buildable(manifest(bundle, precision, activations), flavour, version)
+        require_buildable(bundle.manifest, flavour, version)
     assert "\n" not in str(caught.value)
 
 

@@ -19,6 +19,7 @@ RTX = EngineEntry(
     compute_capabilities=("86", "120"),
     precision="int4",
     activations="fp16",
+    attention="portable",
     capacity=512,
     graphs={},
 )

@@ -69,7 +69,7 @@ class TrtSession:
         memory = stream.allocate(max(engine.memory_bytes for engine in engines.values()))
         profiles = {name: graph.profiles for name, graph in entry.graphs.items()}
         scratch = None
-        if manifest.attention == "portable":
+        if entry.attention == "portable":
             pasts = decoder.inputs[-2 * self._geometry.num_hidden_layers :]
             pairs = zip(pasts, decoder.outputs[1:], strict=True)
             engines[DECODER].require_in_place((past.name, present.name) for past, present in pairs)

@@ -42,7 +42,8 @@ __all__ = ["command"]
 def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> None:
     """Make TensorRT engines of BUNDLE's graphs and enter them in its manifest.
 
-    The bundle changes only when both engines are whole.
+    The bundle changes only when both engines are whole. A decoder in a form that this TensorRT does not take is
+    rewritten into one that it does.
 
     \b
     Example:
@@ -55,7 +56,7 @@ def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> N
         compute_capabilities=parse_sm(sm), max_picture=parse_picture(max_picture), **options
     )
     with console.progress() as progress:
-        engine = build_engines(bundle, config, progress=progress)
+        engine = build_engines(bundle, config, progress=progress, note=console.note)
     for graph in engine.graphs.values():
         path = bundle / graph.file
         console.note(f"{path.name}: {graph.seconds:g} s, {console.size(path.stat().st_size)}")

@@ -74,7 +74,7 @@ __all__ = ["command"]
     type=click.Choice(ATTENTION_FORMS),
     default="portable",
     show_default=True,
-    help="decomposed is for TensorRT before 10.14.",
+    help="decomposed is for the ONNX Runtime of Python 3.10.",
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with transformers.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --output.")

@@ -126,7 +126,8 @@ def _engine(engine: EngineEntry) -> str:
     """For which TensorRT and GPUs, and each profile's ranges as least-largest."""
     lines = [
         f"{engine.flavour} {engine.version}, compute capability {', '.join(engine.compute_capabilities)}, "
-        f"{engine.precision} with {engine.activations} activations, cache of {engine.capacity}"
+        f"{engine.precision} with {engine.activations} activations, {engine.attention} attention, "
+        f"cache of {engine.capacity}"
     ]
     for graph in engine.graphs.values():
         lines.append(f"  {graph.file}, {graph.seconds:g} s")

@@ -62,4 +62,16 @@ def test_version_is_written_once() -> None:
 
 def test_extras_of_the_design() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
-    assert extras == {"cpu", "gpu", "trt", "trt-rtx", "cuda", "export", "optimum", "serve", "eval", "dev"}
+    assert extras == {
+        "cpu",
+        "gpu",
+        "trt",
+        "trt-rtx",
+        "cuda",
+        "export",
+        "optimum",
+        "serve",
+        "eval",
+        "ray",
+        "dev",
+    }

@@ -18,7 +18,7 @@ from safecode_trt.errors import ConfigError, SafeCodeError
 
 __all__ = ["VERBS", "main", "program"]
 
-VERBS = ("demo", "export", "build", "verify", "inspect", "run", "chat", "bench", "doctor")
+VERBS = ("demo", "export", "build", "verify", "inspect", "run", "chat", "bench", "eval", "doctor")
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {
     "torch": "export",
@@ -28,6 +28,7 @@ MISSING_EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "matplotlib": "eval",
+    "ray": "ray",
 }
 
 

@@ -1,0 +1,86 @@
+"""The arms of an evaluation: ways of decoding that answer the same items with the same prompts, seeds and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from safecode_trt.config import Mode, SafeCodeConfig
+from safecode_trt.errors import ConfigError
+from safecode_trt.manifest import SafeCodeDefaults
+from safecode_trt.policy import make_policy
+from safecode_trt.policy.base import Policy
+
+__all__ = ["PARTS", "Arm", "ablations", "arms_of", "make_arms"]
+
+BASE_MODE: Mode = "safecode"
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "contrast": {"alpha": 0.0},
+    "verdict": {"shift": 0.0},
+    "mask": {"beta": 0.0},
+    "soft verdict": {"verdict": "hard"},
+    "cached reference": {"reference": "noised"},
+}
+"""The parts of the default mode, and the settings without each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A way of decoding. `settings` replace the mode's; `base` is the arm of which this one lacks a part."""
+
+    name: str
+    mode: Mode
+    settings: SafeCodeConfig | None = None
+    base: str | None = None
+
+    def policy(self, defaults: SafeCodeDefaults) -> Policy:
+        """The policy for the model whose defaults these are.
+
+        Raises:
+            ConfigError: the mode is unknown, or the bundle lacks what it needs.
+        """
+        return make_policy(self.mode, defaults, settings=self.settings)
+
+
+def make_arms(modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
+    """An arm for each mode, and with `ablate` one for each part of the default mode that is switched off.
+
+    Raises:
+        ConfigError: a mode is named twice, unknown, or the bundle lacks what it needs.
+    """
+    arms = [Arm(name=mode, mode=mode) for mode in modes]
+    if ablate:
+        arms += [
+            arm for arm in ablations(defaults.settings) if arm.name not in {known.name for known in arms}
+        ]
+        if all(arm.name != BASE_MODE for arm in arms):
+            raise ConfigError(f"--ablate switches off parts of {BASE_MODE}; add it to --modes")
+    return arms_of(arms, defaults)
+
+
+def ablations(settings: SafeCodeConfig) -> tuple[Arm, ...]:
+    """The default mode without each of its parts alone; a part that the settings do not use makes no arm."""
+    found = []
+    for part, without in PARTS.items():
+        changed = replace(settings, **without)
+        if changed != settings:
+            name = f"{BASE_MODE} without {part}"
+            found.append(Arm(name=name, mode=BASE_MODE, settings=changed, base=BASE_MODE))
+    return tuple(found)
+
+
+def arms_of(arms: Iterable[Arm], defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
+    """The arms, once every one is known to be usable.
+
+    Raises:
+        ConfigError: there is none, a name is there twice, or an arm lacks what it needs.
+    """
+    listed = tuple(arms)
+    names = [arm.name for arm in listed]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not names:
+        raise ConfigError(f"expected every mode once, got {twice[0]} twice" if twice else "expected a mode")
+    for arm in listed:
+        arm.policy(defaults)
+    return listed

@@ -1,0 +1,211 @@
+"""The report of an evaluation: report.html, one file that loads nothing, and report.md. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from safecode_trt.eval.metrics import Rate
+from safecode_trt.eval.report_cases import Cases
+from safecode_trt.eval.report_tables import modes, percent, report_tables, verdict_groups
+from safecode_trt.eval.summary import ArmSummary, Summary
+from safecode_trt.eval.text_table import markdown
+
+__all__ = ["facts", "findings", "html_report", "markdown_report", "warnings"]
+
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whisker:
+    """A share and its interval on an axis, in percent of the axis; `text` says it in words."""
+
+    at: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of the plot of modes: unsafe answers and wrong refusals of an arm, where it has them."""
+
+    name: str
+    ablation: bool
+    unsafe: Whisker | None
+    refusals: Whisker | None
+
+
+def html_report(summary: Summary, cases: Sequence[Cases]) -> str:
+    """The page; model text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("safecode_trt.eval"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters["interval"] = _interval
+    top = _axis_end(summary)
+    template = environment.get_template("report.html.jinja")
+    tables = report_tables(summary)
+    return template.render(
+        title=_title(summary),
+        findings=findings(summary),
+        warnings=warnings(summary),
+        first=tables[:1],
+        tables=tables[1:],
+        rows=[_row(arm, top) for arm in summary.arms],
+        ticks=[(share, 100 * share / top) for share in _ticks(top)],
+        reliability=list(_reliability(summary)),
+        slowest=max((arm.cost.seconds_median for arm in summary.arms if arm.cost), default=0.0),
+        arms=summary.arms,
+        cases=cases,
+        facts=facts(summary),
+    )
+
+
+def markdown_report(summary: Summary) -> str:
+    """The page's figures without its pictures."""
+    lines = [f"# {_title(summary)}", "", *findings(summary), ""]
+    lines += [f"- {line}" for line in warnings(summary)]
+    tables = "\n".join(markdown(table) for table in report_tables(summary))
+    settings = "\n".join(f"- {name}: {value}" for name, value in facts(summary))
+    return "\n".join(lines) + f"\n\n{tables}\n## Settings and provenance\n\n{settings}\n"
+
+
+def findings(summary: Summary) -> list[str]:
+    """What the table of modes says, in a sentence for each mode behind the first."""
+    shown = modes(summary)
+    if not shown:
+        return ["No mode has answered anything."]
+    first, said = shown[0], []
+    for arm in shown[1:] or shown[:1]:
+        parts = [
+            _against(
+                name, getattr(arm.scores, figure), getattr(first.scores, figure) if arm is not first else None
+            )
+            for name, figure in (
+                ("unsafe answers", "attack_success"),
+                ("wrong refusals", "over_refusal"),
+                ("well-formed", "well_formed"),
+            )
+        ]
+        against = f" against {first.name}" if arm is not first else ""
+        said.append(f"{arm.name}{against}: {', '.join(part for part in parts if part)}.")
+    return said
+
+
+def warnings(summary: Summary) -> list[str]:
+    """What a reader must know before believing a figure."""
+    found = list(summary.notes)
+    if summary.part:
+        found.append(f"this is part {summary.part} of the items only")
+    for arm in summary.arms:
+        answered = arm.scores.items
+        if answered < summary.items:
+            found.append(f"{arm.name}: {answered} of {summary.items} items are answered")
+        counts = {
+            "replies are the fail-safe's": arm.fallbacks,
+            "items have no answer": arm.failures,
+        }
+        for what, reasons in counts.items():
+            for reason, count in list(reasons.items())[:3]:
+                found.append(f"{arm.name}: {count} {what} ({reason})")
+        if unparsed := arm.outcomes.get("unparsed", 0):
+            found.append(f"{arm.name}: the judge's words about {unparsed} answers could not be read")
+    return found
+
+
+def facts(summary: Summary) -> Facts:
+    """Settings and provenance by name."""
+    origin, sampling = summary.provenance, asdict(summary.provenance.sampling)
+    machine = origin.machine
+    listed = [
+        ("command", origin.command),
+        ("benchmark", f"{summary.benchmark}, {', '.join(summary.splits)}"),
+        ("items", f"{summary.items} ({summary.unsafe} unsafe, {summary.safe} safe)"),
+        ("answers judged by", summary.answer_judge),
+        ("bundle", f"{origin.bundle}, {origin.model_type}, {origin.precision}"),
+        ("bundle's digest", origin.bundle_digest),
+        ("checkpoint's SHA-256", origin.source_sha256),
+        ("sampling", ", ".join(f"{name} {value}" for name, value in sampling.items())),
+        ("system text", origin.system or "none"),
+        ("words around the requests", origin.templates),
+        ("machine", f"{machine.cpu}, {machine.cores} cores, threads: {machine.threads or 'one per core'}"),
+        (
+            "versions",
+            f"safecode-trt {machine.safecode_trt}, Python {machine.python}, "
+            f"ONNX Runtime {machine.onnxruntime or 'none'}, backend {machine.backend}",
+        ),
+        ("written", machine.date),
+    ]
+    for arm in summary.arms:
+        listed.append((f"mode {arm.name}", f"run {arm.run}; {_settings(arm)}"))
+    return listed
+
+
+def _settings(arm: ArmSummary) -> str:
+    if arm.settings is None:
+        return "the settings of the mode and the bundle"
+    return ", ".join(f"{name} {value}" for name, value in asdict(arm.settings).items())
+
+
+def _title(summary: Summary) -> str:
+    names = [arm.name for arm in modes(summary)]
+    return f"{summary.benchmark} ({', '.join(summary.splits)}): {', '.join(names)}"
+
+
+def _against(name: str, rate: Rate, first: Rate | None) -> str | None:
+    if rate.share is None:
+        return None
+    instead = "" if first is None or first.share is None else f" instead of {100 * first.share:.1f} %"
+    return f"{name} {100 * rate.share:.1f} %{instead}"
+
+
+def _interval(cell: str) -> tuple[str, str]:
+    """A cell as its figure and its interval."""
+    figure, mark, rest = cell.partition(" [")
+    return figure, f"[{rest}" if mark else ""
+
+
+def _axis_end(summary: Summary) -> float:
+    highs = [
+        rate.high
+        for arm in summary.arms
+        for rate in (arm.scores.attack_success, arm.scores.over_refusal)
+        if rate.high is not None
+    ]
+    largest = max(highs, default=1.0)
+    return next(end for end in (0.05, 0.1, 0.25, 0.5, 0.75, 1.0) if largest <= end + 1e-9)
+
+
+def _ticks(top: float) -> list[float]:
+    return [top * part / 5 for part in range(6)]
+
+
+def _row(arm: ArmSummary, top: float) -> Row:
+    return Row(
+        name=arm.name,
+        ablation=arm.base is not None,
+        unsafe=_whisker(arm.scores.attack_success, top),
+        refusals=_whisker(arm.scores.over_refusal, top),
+    )
+
+
+def _whisker(rate: Rate, top: float) -> Whisker | None:
+    text = percent(rate)
+    if text is None or rate.share is None or rate.low is None or rate.high is None:
+        return None
+    return Whisker(at=100 * rate.share / top, low=100 * rate.low / top, high=100 * rate.high / top, text=text)
+
+
+def _reliability(summary: Summary) -> Iterator[dict[str, Any]]:
+    """A curve for all verdicts that differ."""
+    for names, verdicts in verdict_groups(modes(summary)):
+        filled = [entry for entry in verdicts.reliability if entry.count]
+        most = max(entry.count for entry in filled)
+        yield {
+            "name": names,
+            "error": verdicts.calibration_error,
+            "points": [(entry, 2 + 7 * (entry.count / most) ** 0.5) for entry in filled],
+        }

@@ -21,7 +21,7 @@ from safecode_trt.export.prequantized import float_checkpoint
 from safecode_trt.export.probes import Probe, make_probes
 from safecode_trt.manifest import GraphParity, Manifest, Parity
 from safecode_trt.models import Features, ModelSpec
-from safecode_trt.runtime.contexts import row_prompt
+from safecode_trt.runtime.contexts import row_keys, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prompt import PromptBuilder
@@ -175,7 +175,8 @@ def _lead(
     rows, starts = [], []
     for probe, seen, reply in zip(probes, features, replies, strict=True):
         token_ids = np.append(probe.token_ids, reply[:-1]).astype(np.int64)
-        rows.append(row_prompt(token_ids, ("real", None), seen, [probe.picture.layout], spec, builder))
+        keys = row_keys(token_ids, 0, spec.image_token_id)
+        rows.append(row_prompt(token_ids, keys, seen, [probe.picture.layout], spec, builder))
         starts.append(len(probe.token_ids) - probe.led + 1)
     logits: list[list[Array]] = [[] for _ in rows]
     done = np.zeros(len(rows), np.int64)

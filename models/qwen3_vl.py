@@ -95,8 +95,9 @@ class Qwen3VLSpec(Qwen2VLSpec):
     def token_inputs(self, token_ids: NDArray[np.int64], features: Features) -> Mapping[str, Array]:
         """The features at the image tokens, and nothing anywhere else."""
         found = {}
+        places = np.flatnonzero(token_ids == self.image_token_id)
         for name in self.deepstack:
             found[name] = np.zeros((len(token_ids) + 1, self.text.hidden_size), np.float32)
-            if name in features:
-                found[name][np.flatnonzero(token_ids == self.image_token_id)] = features[name]
+            if len(places) and name in features:
+                found[name][places] = features[name]
         return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.policy.base import Policy, Steering, StepTrace, Verdict
+from safecode_trt.policy.base import Plan, Steering, StepTrace
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.rows import Tail
@@ -25,19 +25,19 @@ Sampler = Callable[[NDArray[np.float32], Sequence[int]], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One chosen token. `steered` says that a policy's steps are not over; the verdict is the reply's."""
+    """One chosen token, and whether the steering chose it."""
 
     token_id: int
     steered: bool
-    verdict: Verdict | None
     trace: StepTrace | None
 
 
 def decode(
     first_logits: NDArray[np.float32],
     *,
-    policy: Policy,
-    sampler: Sampler,
+    plan: Plan,
+    steering: Steering,
+    samplers: tuple[Sampler, Sampler],
     history: Sequence[int],
     session: Session,
     cache: KVCache,
@@ -46,34 +46,29 @@ def decode(
 ) -> Iterator[Token]:
     """Yields tokens without end; the consumer stops. `first_logits` (C, V) are those of the prefill.
 
-    `history` is the prompt, for the repetition penalty. A pass is run only when the next token is asked for.
+    `samplers` are for the steered steps and for those behind them; `history` is the prompt, for the repetition
+    penalty. A pass is run only when the next token is asked for.
 
     Raises:
-        SteeringError: a verdict or logits cannot be trusted.
+        SteeringError: the logits cannot be trusted.
         CapacityError: the cache is full.
     """
-    plan = policy.plan
-    names = [context.name for context in plan.contexts]
-    steering = policy.begin(dict(zip(names, first_logits, strict=True)))
     tokens = list(history)
     logits, step = first_logits, 0
+
+    def steered() -> bool:
+        return steering.steps is None or step < steering.steps
+
     while True:
-        rows = plan.rows("steered") if step < steering.steps else 1
-        row, trace = _combine(steering, step, logits[:rows])
-        token_id = sampler(row, tokens)
+        row, trace = logits[0], None
+        if was_steered := steered():
+            combined = steering.combine(step, logits[: plan.rows("steered")])
+            row, trace = combined.logits, combined.trace
+        token_id = samplers[0 if was_steered else 1](row, tokens)
         tokens.append(token_id)
-        yield Token(token_id=token_id, steered=step < steering.steps, verdict=steering.verdict, trace=trace)
+        yield Token(token_id=token_id, steered=was_steered, trace=trace)
         step += 1
-        cache.keep(plan.rows("steered") if step < steering.steps else 1)
+        cache.keep(plan.rows("steered") if steered() else 1)
         cache.require(1)
         logits = session.decode(builder.step(token_id, cache, tail), cache.memory)
         cache.advance(np.ones(cache.rows, np.int64))
-
-
-def _combine(
-    steering: Steering, step: int, logits: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], StepTrace | None]:
-    if step >= steering.steps:
-        return logits[0], None
-    combined = steering.combine(step, logits)
-    return combined.logits, combined.trace

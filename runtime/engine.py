@@ -18,10 +18,10 @@ from safecode_trt.contract import activation_dtype, decoder_graph
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE
 from safecode_trt.models import Features, ModelSpec, load_spec
-from safecode_trt.policy.base import Context, Plan, Policy
+from safecode_trt.policy.base import Plan, Policy
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.backends import open_session
-from safecode_trt.runtime.contexts import Look, look_of, row_prompt
+from safecode_trt.runtime.contexts import Look, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
 from safecode_trt.runtime.image import PictureSource, open_picture
@@ -136,7 +136,7 @@ class Engine:
 
     def prefill(self, request: Request, features: dict[Look, Features]) -> Prefilled:
         """A request's rows in a cache; give the cache to `release` afterwards."""
-        rows = [self._row(request, context, features) for context in request.plan.contexts]
+        rows = [self._row(request, row, features) for row in range(len(request.keys))]
         cache = KVCache(self._memory(len(rows), request.prefill.capacity + 1), rows=len(rows))
         for row, prefix in request.prefixes.items():
             cache.load(row, prefix)
@@ -148,10 +148,10 @@ class Engine:
                     self._prefixes.popitem(last=False)
         return Prefilled(logits=logits, cache=cache, tail=tail_of(rows))
 
-    def _row(self, request: Request, context: Context, features: dict[Look, Features]) -> RowPrompt:
-        look = look_of(context, self.spec)
-        token_ids, seen = request.tokens[context.prompt], features.get(look, {})
-        return row_prompt(token_ids, look, seen, request.layouts, self.spec, self.builder)
+    def _row(self, request: Request, row: int, features: dict[Look, Features]) -> RowPrompt:
+        token_ids = request.tokens[request.plan.contexts[row].prompt]
+        seen = features.get(request.looks[row], {})
+        return row_prompt(token_ids, request.keys[row], seen, request.layouts, self.spec, self.builder)
 
     def release(self, cache: KVCache) -> None:
         """Takes a reply's memory back for the next one."""

@@ -10,10 +10,12 @@ from collections.abc import Callable, Generator, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import BackendError, CapacityError, SteeringError
-from safecode_trt.ops.sample import make_sampler
-from safecode_trt.policy.base import Plan, Policy, StepTrace, Verdict
+from safecode_trt.ops.sample import Sampler, make_sampler
+from safecode_trt.policy.base import Plan, Policy, Steering, StepTrace, Verdict
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.decode import Token, decode
 from safecode_trt.runtime.reply import Chunk, FinishReason, Reply, Timings
@@ -47,6 +49,8 @@ class Generation:
         self._tokens: list[int] = []
         self._traces: list[StepTrace] = []
         self._verdict: Verdict | None = None
+        self._answer_text: str | None = None
+        self._limit = sampling.max_new_tokens
         self._fallback_reason: str | None = None
         self._vision_s = self._prefill_s = self._first_token_s = 0.0
         self._start = perf_counter()
@@ -58,7 +62,7 @@ class Generation:
             reason = yield from self._answer(request, self._policy)
         except (SteeringError, BackendError, MemoryError) as error:
             reason = yield from self._fall_back(error)
-        if rest := "" if reason == "fallback" else self._text.finish():
+        if rest := "" if self._answer_text is not None else self._text.finish():
             yield Chunk(text=rest)
         yield Chunk(text="", reply=self._reply(request, reason))
 
@@ -71,10 +75,17 @@ class Generation:
         try:
             self._prefill_s = self._elapsed() - self._vision_s
             self._check_time("the prompt")
+            names = [context.name for context in policy.plan.contexts]
+            steering = policy.begin(dict(zip(names, ready.logits, strict=True)))
+            self._verdict = steering.verdict
+            if steering.answer is not None:
+                yield self._say(steering.answer)
+                return "settled"
             tokens = decode(
                 ready.logits,
-                policy=policy,
-                sampler=make_sampler(self._sampling),
+                plan=policy.plan,
+                steering=steering,
+                samplers=self._samplers(steering),
                 history=request.tokens["request"].tolist(),
                 session=engine.session,
                 cache=ready.cache,
@@ -97,17 +108,28 @@ class Generation:
         finally:
             engine.release(ready.cache)
 
+    def _samplers(self, steering: Steering) -> tuple[Sampler, Sampler]:
+        """Those of the steered steps and of the rest, drawing from one source of chance."""
+        random = np.random.Generator(np.random.PCG64(self._sampling.seed))
+        first, rest = (steering.sampling(self._sampling, steered=steered) for steered in (True, False))
+        self._limit = min(self._sampling.max_new_tokens, rest.max_new_tokens)
+        return make_sampler(first, random), make_sampler(rest, random)
+
+    def _say(self, text: str) -> Chunk:
+        """A reply's text that no token makes up."""
+        self._answer_text = text
+        return Chunk(text=text)
+
     def _note(self, token: Token) -> None:
         if not self._first_token_s:
             self._first_token_s = self._elapsed()
-        self._verdict = token.verdict
         if token.trace is not None:
             self._traces.append(token.trace)
 
     def _over(self, token: Token) -> FinishReason | None:
         if self._text.stopped:
             return "stop"
-        if len(self._tokens) >= self._sampling.max_new_tokens:
+        if len(self._tokens) >= self._limit:
             return "length"
         if self._cancel is not None and self._cancel():
             return "cancelled"
@@ -133,7 +155,7 @@ class Generation:
             yield Chunk(text="\n")
         if fallback.kind == "plain":
             return (yield from self._answer(self._request_for(PLAIN.plan), PLAIN))
-        yield Chunk(text=fallback.text)
+        yield self._say(fallback.text)
         return "fallback"
 
     def _check_time(self, what: str) -> None:
@@ -149,16 +171,15 @@ class Generation:
     def _reply(self, request: Request, reason: FinishReason) -> Reply:
         total = self._elapsed()
         later = max(len(self._tokens) - 1, 1)
-        refused = reason == "fallback"
         return Reply(
-            text=self._policy.fallback.text if refused else self._text.text.strip(),
+            text=self._text.text.strip() if self._answer_text is None else self._answer_text,
             token_ids=tuple(self._tokens),
             finish_reason=reason,
             fallback_reason=self._fallback_reason,
             verdict=self._verdict,
             trace=tuple(self._traces),
             seed=self._sampling.seed,
-            sigma=request.plan.sigma,
+            noise=request.plan.noise,
             prompt_tokens=len(request.tokens["request"]),
             timings=Timings(
                 vision_s=self._vision_s,

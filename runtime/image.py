@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,13 +20,16 @@ from safecode_trt.models.layout import MAX_PIXELS, Frame, Size
 __all__ = [
     "MAX_PIXELS",
     "PictureSource",
+    "Pixels",
     "add_noise",
+    "diffuse",
     "noise_views",
     "normalise",
     "open_picture",
     "picture_views",
 ]
 
+DIFFUSION_STEPS = 1000
 Pixels = NDArray[np.float32]
 PictureSource = str | Path | bytes | Image.Image
 
@@ -83,6 +87,18 @@ def add_noise(pictures: Sequence[Sequence[Pixels]], sigma: float, seed: int) -> 
         return np.clip(view + np.float32(sigma) * draw.standard_normal(view.shape, dtype=np.float32), 0, 1)
 
     return [[noised(view) for view in views] for views in pictures]
+
+
+def diffuse(pictures: Sequence[Sequence[Pixels]], step: int, seed: int) -> list[list[Pixels]]:
+    """The normalised views of pictures at a step, 0 to 999, of VCD's diffusion (arXiv 2311.16922)."""
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, DIFFUSION_STEPS))) * (0.5e-2 - 1e-5) + 1e-5
+    kept = float(np.cumprod(1 - betas)[step])
+    signal, noise = np.float32(math.sqrt(kept)), np.float32(math.sqrt(1 - kept))
+    draw = np.random.Generator(np.random.PCG64(seed))
+    return [
+        [signal * view + noise * draw.standard_normal(view.shape, dtype=np.float32) for view in views]
+        for views in pictures
+    ]
 
 
 def noise_views(layout: Layout, sigma: float, seed: int) -> list[Pixels]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,17 @@ class PromptBuilder:
         readers = [self.tokenizer, *([self._words] if self._words else [])]
         added = [token for reader in readers for token in reader.get_added_tokens_decoder().values()]
         self._controls = tuple(sorted({token.content for token in added if token.content}))
+
+    @cached_property
+    def system_role(self) -> bool:
+        """Whether the chat template writes what a system turn says, and nothing else of it."""
+        said = "\ue000said\ue000"
+        turns = [Message(role="system", text=said), Message(role="user", text="?")]
+        try:
+            text = self._render(turns, _new_cut())
+        except PromptError:
+            return False
+        return said in text and "'type'" not in text
 
     def encode(self, messages: Sequence[Message], layouts: Sequence[Layout]) -> NDArray[np.int64]:
         """Token ids (n,) of the conversation with the opening of the assistant's turn.

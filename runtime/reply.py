@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from safecode_trt.policy.base import StepTrace, Verdict
+from safecode_trt.policy.base import Noise, StepTrace, Verdict
 from safecode_trt.records import to_dict
 
 __all__ = ["Chunk", "FinishReason", "Reply", "Timings"]
 
-FinishReason = Literal["stop", "length", "capacity", "time_limit", "cancelled", "fallback"]
+FinishReason = Literal["stop", "length", "capacity", "time_limit", "cancelled", "settled", "fallback"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A finished reply. With finish_reason `fallback`, `fallback_reason` says what could not be trusted."""
+    """A finished reply. With finish_reason `fallback`, `fallback_reason` says what could not be trusted.
+
+    With `settled` the policy gave the text, and no token was decoded. `noise` is that of the noised picture.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -35,7 +38,7 @@ class Reply:
     verdict: Verdict | None
     trace: tuple[StepTrace, ...]
     seed: int
-    sigma: float
+    noise: Noise | None
     prompt_tokens: int
     timings: Timings
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from safecode_trt.errors import CapacityError, PromptError
 from safecode_trt.models import Layout, ModelSpec
-from safecode_trt.policy.base import Plan, Prompt
-from safecode_trt.runtime.contexts import Look, judge_messages, look_of, row_keys
+from safecode_trt.policy.base import Plan
+from safecode_trt.runtime.contexts import Look, edited, look_of, row_keys
 from safecode_trt.runtime.prefill import PrefillPlan, plan_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 from safecode_trt.runtime.session import Prefix
@@ -26,14 +26,17 @@ PrefixKey = bytes
 class Request:
     """What a reply starts from. `prefixes` are kept keys and values by row; `prefill` counts on them.
 
-    `words` are the prompts' for a vision encoder that reads them; `prefix_keys` name what is worth keeping.
+    `looks` and `keys` are by row, `tokens` and `words` by prompt; the latter are for a vision encoder that reads
+    them. `prefix_keys` name what is worth keeping.
     """
 
     plan: Plan
     images: tuple[Image.Image, ...]
     layouts: tuple[Layout, ...]
-    tokens: Mapping[Prompt, NDArray[np.int64]]
-    words: Mapping[Prompt, NDArray[np.int64]]
+    looks: tuple[Look, ...]
+    keys: tuple[NDArray[np.int64], ...]
+    tokens: Mapping[str, NDArray[np.int64]]
+    words: Mapping[str, NDArray[np.int64]]
     prefix_keys: Mapping[int, tuple[int, PrefixKey]]
     prefixes: Mapping[int, Prefix]
     prefill: PrefillPlan
@@ -66,7 +69,7 @@ def _prefix_key(
     if look[0] != "cached" or not len(places):
         return None
     length = min(int(places[-1]) + 1, len(token_ids) - 1)
-    keys = row_keys(token_ids[:length], look, image_token_id)
+    keys = row_keys(token_ids[:length], 0, image_token_id)
     grids = [(layout.rows, layout.columns, layout.size) for layout in layouts]
     return length, keys.tobytes() + repr(grids).encode()
 
@@ -93,17 +96,23 @@ def prepare(
             "ask about them one by one"
         )
     layouts = tuple(spec.layout(image.width, image.height) for image in images)
-    asked: dict[Prompt, Sequence[Message]] = {"request": messages}
-    if any(context.prompt == "judge" for context in plan.contexts):
-        asked["judge"] = judge_messages(messages, plan.judge_template)
-    tokens = {prompt: prompts.encode(turns, layouts) for prompt, turns in asked.items()}
+    asked = {
+        name: edited(messages, plan.edit(name), system_role=prompts.system_role)
+        for name in dict.fromkeys(context.prompt for context in plan.contexts)
+    }
+    tokens = {
+        name: prompts.encode(turns, layouts if plan.edit(name).pictures else ())
+        for name, turns in asked.items()
+    }
+    looks = tuple(look_of(context, plan, spec) for context in plan.contexts)
     # Without a picture nobody reads the words.
-    reads = spec.words_tokenizer is not None and bool(images)
-    words = {prompt: prompts.words(turns) for prompt, turns in asked.items()} if reads else {}
+    read = {prompt for _, prompt in looks if prompt is not None} if images else set()
+    words = {name: prompts.words(turns) for name, turns in asked.items() if name in read}
+    numbers = {look: number for number, look in enumerate(dict.fromkeys(looks))}
     keys, prefixes, prefix_keys = [], {}, {}
-    for row, context in enumerate(plan.contexts):
-        token_ids, look = tokens[context.prompt], look_of(context, spec)
-        keys.append(row_keys(token_ids, look, spec.image_token_id))
+    for row, (context, look) in enumerate(zip(plan.contexts, looks, strict=True)):
+        token_ids = tokens[context.prompt]
+        keys.append(row_keys(token_ids, numbers[look], spec.image_token_id))
         known = _prefix_key(token_ids, look, layouts, spec.image_token_id)
         if known is not None:
             prefix_keys[row] = known
@@ -120,6 +129,8 @@ def prepare(
         plan=plan,
         images=tuple(images),
         layouts=layouts,
+        looks=looks,
+        keys=tuple(keys),
         tokens=tokens,
         words=words,
         prefix_keys=prefix_keys,

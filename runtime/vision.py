@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.models import Features, Layout, ModelSpec
-from safecode_trt.runtime.contexts import Look, look_of
-from safecode_trt.runtime.image import add_noise, normalise, picture_views
+from safecode_trt.policy.base import DiffusionNoise, Noise, PixelNoise
+from safecode_trt.runtime.contexts import Look
+from safecode_trt.runtime.image import Pixels, add_noise, diffuse, normalise, picture_views
 from safecode_trt.runtime.request import Request
 from safecode_trt.runtime.session import Session
 
@@ -30,7 +31,7 @@ def look_features(
     session: Session, spec: ModelSpec, request: Request, *, seed: int, reference: Callable[[], Features]
 ) -> dict[Look, Features]:
     """The features of everything that the rows of a request look at; `reference` reads those of the cached one."""
-    looks = list(dict.fromkeys(look_of(context, spec) for context in request.plan.contexts))
+    looks = list(dict.fromkeys(request.looks))
     if not request.images:
         return {}
     shown = [
@@ -41,10 +42,10 @@ def look_features(
         picture, prompt = look
         if picture != "cached":
             words = None if prompt is None else request.words[prompt]
-            views = add_noise(shown, request.plan.sigma, seed) if picture == "noised" else shown
+            noise = request.plan.noise if picture == "noised" else None
             inputs[look] = [
-                PictureInput(layout=layout, views=normalise(own, spec), words=words)
-                for layout, own in zip(request.layouts, views, strict=True)
+                PictureInput(layout=layout, views=own, words=words)
+                for layout, own in zip(request.layouts, _made_ready(shown, noise, spec, seed), strict=True)
             ]
     encoded = iter(encode_pictures(session, spec, [one for pictures in inputs.values() for one in pictures]))
     features = {look: _join([next(encoded) for _ in pictures]) for look, pictures in inputs.items()}
@@ -72,6 +73,16 @@ def encode_pictures(session: Session, spec: ModelSpec, pictures: Sequence[Pictur
             features[number] = spec.features(own, pictures[number].layout)
             start = stop
     return [features[number] for number in range(len(pictures))]
+
+
+def _made_ready(
+    shown: Sequence[Sequence[Pixels]], noise: Noise | None, spec: ModelSpec, seed: int
+) -> list[list[Pixels]]:
+    """The views of pictures normalised, under the noise where its kind belongs: on pixels or behind them."""
+    if isinstance(noise, PixelNoise):
+        shown = add_noise(shown, noise.sigma, seed)
+    normalised = [normalise(views, spec) for views in shown]
+    return diffuse(normalised, noise.step, seed) if isinstance(noise, DiffusionNoise) else normalised
 
 
 def _join(pictures: Sequence[Features]) -> Features:

@@ -12,9 +12,9 @@ from PIL import Image
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
 from safecode_trt.errors import PromptError
 from safecode_trt.policy import make_policy
-from safecode_trt.policy.base import Context, Plan
+from safecode_trt.policy.base import Context, PixelNoise, Plan, PromptEdit
 from safecode_trt.runtime import Engine, Message
-from safecode_trt.runtime.contexts import look_of, row_prompt
+from safecode_trt.runtime.contexts import row_prompt
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
 from safecode_trt.runtime.request import Request, as_messages, prepare
@@ -34,8 +34,8 @@ JUDGED = Plan(
         Context(name="noised", picture="noised", lifetime="steered"),
         Context(name="judge", prompt="judge", lifetime="prefill"),
     ),
-    sigma=0.5,
-    judge_template="{request} Is that safe here?",
+    prompts={"judge": PromptEdit(template="{request} Is that safe here?")},
+    noise=PixelNoise(sigma=0.5),
 )
 
 
@@ -58,13 +58,17 @@ def planned(engine: Engine, plan: Plan = JUDGED) -> tuple[Request, list[RowPromp
         kept=lambda key: None,
     )
     features = engine.features(prepared, seed=0)
-    rows = []
-    for context in plan.contexts:
-        look = look_of(context, engine.spec)
-        token_ids = prepared.tokens[context.prompt]
-        rows.append(
-            row_prompt(token_ids, look, features[look], prepared.layouts, engine.spec, engine.builder)
+    rows = [
+        row_prompt(
+            prepared.tokens[context.prompt],
+            keys,
+            features[look],
+            prepared.layouts,
+            engine.spec,
+            engine.builder,
         )
+        for context, look, keys in zip(plan.contexts, prepared.looks, prepared.keys, strict=True)
+    ]
     return prepared, rows
 
 
@@ -126,6 +130,22 @@ def test_a_kept_prefix_is_only_for_pictures_of_the_same_grid(engine: Engine) -> 
     warm = reference_logits(second)
     engine.forget()
     assert warm == pytest.approx(reference_logits(second), abs=1e-4)
+
+
+def test_a_row_without_the_picture(engine: Engine) -> None:
+    """Beside rows that show it, and with a system text in front; alone it has the same logits."""
+    plan = Plan(
+        contexts=(Context(name="real"), Context(name="blind", prompt="blind", lifetime="steered")),
+        prompts={"blind": PromptEdit(system="Be brief.", pictures=False)},
+    )
+    prepared, rows = planned(engine, plan)
+    tokens = prepared.tokens["blind"]
+    assert engine.spec.image_token_id not in tokens
+    logits, _ = prefilled(engine, rows, min_shared=1 << 30)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-4
+    if not engine.spec.decoder_inputs("float32"):  # what a text alone has none of
+        alone, _ = prefilled(engine, [engine.builder.text_row(tokens)], min_shared=1 << 30)
+        np.testing.assert_allclose(logits[1], alone[0], atol=1e-5)
 
 
 def test_no_picture_and_turns(engine: Engine) -> None:

@@ -18,10 +18,9 @@ from safecode_trt.contract import ATTENTION_FORMS, Precision
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models import load_spec
 from safecode_trt.models.idefics import IdeficsSpec
-from safecode_trt.policy.base import Picture
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime import Engine, Message
-from safecode_trt.runtime.contexts import row_prompt
+from safecode_trt.runtime.contexts import row_keys, row_prompt
 from safecode_trt.runtime.engine import Prefilled
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
@@ -163,10 +162,10 @@ def test_what_stands_before_the_picture_is_the_same_with_another(engine: Engine)
     first = int(np.flatnonzero(token_ids == spec.image_token_id)[0])
     draw, shown = np.random.Generator(np.random.PCG64(0)), spec.row_inputs({})
     caches, keys = [], []
-    pictures: tuple[Picture, ...] = ("real", "noised")
-    for picture in pictures:
+    for look in range(2):
         features = {name: draw.standard_normal((6, *x.shape[1:]), np.float32) for name, x in shown.items()}
-        row = row_prompt(token_ids, (picture, None), features, layouts, spec, engine.builder)
+        seen = row_keys(token_ids, look, spec.image_token_id)
+        row = row_prompt(token_ids, seen, features, layouts, spec, engine.builder)
         cache = KVCache(engine.session.allocate(1), rows=1)
         run_prefill(plan_prefill([row.keys], [0]), [row], engine.session, cache, engine.builder)
         caches.append(cache)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from safecode_trt.errors import PictureError
 from safecode_trt.models import Layout, View, load_spec
-from safecode_trt.runtime.image import add_noise, noise_views, normalise, open_picture, picture_views
+from safecode_trt.runtime.image import add_noise, diffuse, noise_views, normalise, open_picture, picture_views
 from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
@@ -97,3 +97,29 @@ def test_noise_is_seeded_clamped_and_absent_at_sigma_zero() -> None:
     (loud,) = noise_views(Layout(views=(View(resizes=((20, 30),)),), tokens=1), 5.0, 0)
     assert loud.shape == (30, 20, 3) and loud.min() == 0 and loud.max() == 1
     assert np.array_equal(noised(0.0, 3)[0], view)
+
+
+# step, sqrt(abar), sqrt(1 - abar) of arXiv 2311.16922's schedule
+SCHEDULE = (
+    (0, 1.0000, 0.0047),
+    (100, 0.9983, 0.0584),
+    (200, 0.9939, 0.1105),
+    (300, 0.9810, 0.1941),
+    (400, 0.9449, 0.3275),
+    (500, 0.8630, 0.5052),
+    (600, 0.7342, 0.6789),
+    (700, 0.5927, 0.8054),
+    (800, 0.4670, 0.8843),
+    (900, 0.3649, 0.9311),
+    (999, 0.2850, 0.9585),
+)
+
+
+@pytest.mark.parametrize(("step", "signal", "noise"), SCHEDULE)
+def test_the_diffusion_schedule(step: int, signal: float, noise: float) -> None:
+    """A picture of nothing shows the noise alone, and one of ones what is left of the signal beside it."""
+    nothing, ones = np.zeros((3, 8, 9), np.float32), np.ones((3, 8, 9), np.float32)
+    ((drawn,),), ((seen,),) = diffuse([[nothing]], step, 4), diffuse([[ones]], step, 4)
+    np.testing.assert_allclose(seen - drawn, signal, atol=6e-5)
+    expected = np.random.Generator(np.random.PCG64(4)).standard_normal((3, 8, 9), dtype=np.float32)
+    np.testing.assert_allclose(drawn, noise * expected, atol=6e-5 * np.abs(expected).max())

@@ -16,7 +16,7 @@ from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.errors import CheckpointError, PromptError
 from safecode_trt.manifest import REFERENCE
 from safecode_trt.models import load_spec
-from safecode_trt.policy.base import Context, Plan
+from safecode_trt.policy.base import Context, PixelNoise, Plan, PromptEdit
 from safecode_trt.runtime import Engine, Message
 from safecode_trt.runtime.image import noise_views, normalise
 from safecode_trt.runtime.prompt import PromptBuilder
@@ -63,7 +63,11 @@ def planned(engine: Engine, *contexts: Context, template: str = TEMPLATE, images
     return prepare(
         as_messages(REQUEST, images),
         [PICTURE] * images,
-        plan=Plan(contexts=contexts, sigma=0.5, judge_template=template),
+        plan=Plan(
+            contexts=contexts,
+            prompts={"judge": PromptEdit(template=template)},
+            noise=PixelNoise(sigma=0.5),
+        ),
         prompts=engine.prompts,
         spec=engine.spec,
         capacity=engine.capacity,

@@ -98,16 +98,24 @@ class Carrying:
         self.plan: Plan = self._inner.plan
         self.fallback: Fallback = self._inner.fallback
 
+    steps: int | None = None
+    answer: str | None = None
+
+    def informed(self, verdict: Verdict) -> Carrying:
+        return self
+
+    def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
+        return asked
+
     def begin(self, logits: Mapping[str, np.ndarray]) -> Carrying:
         self._steering = self._inner.begin(logits)
-        self.steps = 10_000
         self.verdict: Verdict | None = self._steering.verdict
         return self
 
     def combine(self, step: int, logits: np.ndarray) -> Combined:
         return (
             self._steering.combine(step, logits)
-            if step < self._steering.steps
+            if step < (self._steering.steps or 0)
             else Combined(logits=logits[0])
         )
 

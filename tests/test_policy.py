@@ -18,7 +18,7 @@ from safecode_trt.config import PAPER, Mode, SafeCodeConfig
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.ops.reference import contrast, plausible, refusal_shift, top_k_ids
-from safecode_trt.policy import PLAIN, Steering, make_policy
+from safecode_trt.policy import PLAIN, PixelNoise, PromptEdit, Steering, make_policy
 from safecode_trt.policy.verdict import read_verdict
 
 Table = NDArray[np.float32]
@@ -89,25 +89,25 @@ def test_plans_of_the_modes() -> None:
 @pytest.mark.parametrize("off", [{"alpha": 0.0}, {"contrast_steps": 0}])
 def test_plan_without_contrast(off: dict[str, Any]) -> None:
     assert contexts_of("safecode", **off) == [ROW_REAL, ROW_JUDGE]
-    assert make_policy("safecode", DEFAULTS, settings=settings(**off)).plan.sigma == 0
+    assert make_policy("safecode", DEFAULTS, settings=settings(**off)).plan.noise is None
 
 
 @pytest.mark.parametrize("off", [{"shift": 0.0}, {"shift_steps": 0}])
 def test_plan_without_verdict(off: dict[str, Any]) -> None:
     assert contexts_of("safecode", **off) == [ROW_REAL, ROW_NOISED]
-    assert make_policy("safecode", DEFAULTS, settings=settings(**off)).plan.judge_template == ""
+    assert not make_policy("safecode", DEFAULTS, settings=settings(**off)).plan.prompts
 
 
 def test_plan_with_a_cached_reference() -> None:
     expected = ("noised", "cached", "request", "steered")
     assert contexts_of("safecode", reference="cached") == [ROW_REAL, expected, ROW_JUDGE]
-    assert make_policy("safecode", DEFAULTS, settings=settings(reference="cached")).plan.sigma == 0
+    assert make_policy("safecode", DEFAULTS, settings=settings(reference="cached")).plan.noise is None
 
 
-def test_plan_carries_sigma_and_the_judges_prompt() -> None:
+def test_plan_carries_the_noise_and_the_judges_prompt() -> None:
     paper, ours = make_policy("safecode-paper", DEFAULTS).plan, make_policy("safecode", DEFAULTS).plan
-    assert (paper.sigma, ours.sigma) == (0.1, 1.0)
-    assert paper.judge_template == ours.judge_template == DEFAULTS.judge_template
+    assert (paper.noise, ours.noise) == (PixelNoise(sigma=0.1), PixelNoise(sigma=1.0))
+    assert paper.prompts == ours.prompts == {"judge": PromptEdit(template=DEFAULTS.judge_template)}
     assert paper.rows("steered") == 2
 
 
@@ -185,14 +185,14 @@ def test_no_verdict_from_broken_logits(token: int, value: float) -> None:
     logits = judge(0.1)
     logits[token] = value
     with pytest.raises(SteeringError):
-        make_policy("safecode", DEFAULTS).begin({"judge": logits})
+        make_policy("safecode", DEFAULTS).begin({"real": ROWS[0], "judge": logits})
 
 
 def test_no_verdict_when_both_tokens_are_excluded() -> None:
     logits = judge(0.1)
     logits[[SAFE, UNSAFE]] = -INF
     with pytest.raises(SteeringError, match="verdict"):
-        make_policy("safecode", DEFAULTS).begin({"judge": logits})
+        make_policy("safecode", DEFAULTS).begin({"real": ROWS[0], "judge": logits})
 
 
 def test_no_verdict_without_the_judge() -> None:
@@ -205,7 +205,9 @@ def test_no_verdict_without_the_judge() -> None:
 )
 def test_tokens_outside_the_vocabulary(ids: dict[str, Any]) -> None:
     with pytest.raises(SteeringError, match="vocabulary"):
-        make_policy("safecode", dataclasses.replace(DEFAULTS, **ids)).begin({"judge": judge(0.1)})
+        make_policy("safecode", dataclasses.replace(DEFAULTS, **ids)).begin(
+            {"real": ROWS[0], "judge": judge(0.1)}
+        )
 
 
 def test_verdict_is_kept_by_the_steering() -> None:

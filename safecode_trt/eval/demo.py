@@ -93,4 +93,4 @@ def answer_scenes(
 def refuses(reply: Reply, defaults: SafeCodeDefaults) -> bool:
     """Whether a reply of the demo model is a refusal: it begins with one of the refusal tokens."""
     first = reply.token_ids[0] if reply.token_ids else None
-    return reply.finish_reason == "fallback" or first in defaults.refusal_token_ids
+    return reply.finish_reason in ("fallback", "settled") or first in defaults.refusal_token_ids

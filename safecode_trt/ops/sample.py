@@ -132,11 +132,12 @@ class Sampler:
         return draw(logits, self._random.random())
 
 
-def make_sampler(params: SamplingParams) -> Sampler:
+def make_sampler(params: SamplingParams, random: np.random.Generator | None = None) -> Sampler:
     """The sampler of one reply, with only the operations that `params` ask for.
 
     Temperature 0 takes the likeliest token after the repetition penalty, the lowest id of equal ones. Else
-    each token takes one number of PCG64(seed): the same seed and the same logits give the same tokens.
+    each token takes one number of `random`, by default of PCG64(seed): the same seed and the same logits give the
+    same tokens.
     """
     if params.temperature == 0:
         return Sampler(params.repetition_penalty, (), None)
@@ -149,9 +150,9 @@ def make_sampler(params: SamplingParams) -> Sampler:
         filters.append(partial(apply_top_p, p=params.top_p))
     if params.min_p > 0:
         filters.append(partial(apply_min_p, min_p=params.min_p))
-    return Sampler(
-        params.repetition_penalty, tuple(filters), np.random.Generator(np.random.PCG64(params.seed))
-    )
+    if random is None:
+        random = np.random.Generator(np.random.PCG64(params.seed))
+    return Sampler(params.repetition_penalty, tuple(filters), random)
 
 
 def _check(logits: Logits) -> None:

@@ -7,12 +7,13 @@ model. The decode loop knows this file and no particular policy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.ops.candidate import Candidate
 
@@ -20,12 +21,15 @@ __all__ = [
     "Candidate",
     "Combined",
     "Context",
+    "DiffusionNoise",
     "Fallback",
     "Lifetime",
+    "Noise",
     "Picture",
+    "PixelNoise",
     "Plan",
     "Policy",
-    "Prompt",
+    "PromptEdit",
     "Steering",
     "StepTrace",
     "Verdict",
@@ -33,7 +37,6 @@ __all__ = [
 
 Logits = NDArray[np.float32]
 Picture = Literal["real", "noised", "cached"]
-Prompt = Literal["request", "judge"]
 Lifetime = Literal["reply", "steered", "prefill"]
 LIFETIMES: tuple[Lifetime, ...] = ("reply", "steered", "prefill")
 
@@ -44,7 +47,7 @@ class Context:
 
     name: str
     picture: Picture = "real"
-    prompt: Prompt = "request"
+    prompt: str = "request"
     lifetime: Lifetime = "reply"
 
 
@@ -52,15 +55,48 @@ REAL = Context(name="real")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEdit:
+    """How a prompt differs from the user's: `template` has {request} where the user's last words go.
+
+    `system` comes in front of the user's own system turn; without `pictures` the conversation shows none.
+    """
+
+    template: str = "{request}"
+    system: str | None = None
+    pictures: bool = True
+
+
+UNCHANGED = PromptEdit()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelNoise:
+    """Gaussian noise of deviation `sigma` on [0, 1] pixels at the model's resolution (arXiv 2509.19212)."""
+
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusionNoise:
+    """Step 0 to 999 of a diffusion schedule on the normalised picture (arXiv 2311.16922)."""
+
+    step: int
+
+
+Noise = PixelNoise | DiffusionNoise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The contexts of a reply in row order: `real` first, then by falling lifetime.
 
-    `sigma` is the noise of a `noised` picture on [0, 1] pixels; `judge_template` holds {request}.
+    `prompts` are the prompts that differ from the request, by name; "request" itself may be one. `noise` is that
+    of the `noised` picture.
     """
 
     contexts: tuple[Context, ...] = (REAL,)
-    sigma: float = 0.0
-    judge_template: str = ""
+    prompts: Mapping[str, PromptEdit] = field(default_factory=dict)
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         if not self.contexts or self.contexts[0] != REAL:
@@ -70,6 +106,14 @@ class Plan:
             raise ConfigError("a plan's contexts must be in the order reply (one), steered, prefill")
         if len({context.name for context in self.contexts}) != len(self.contexts):
             raise ConfigError("a plan's contexts must have different names")
+        if self.noise is None and any(context.picture == "noised" for context in self.contexts):
+            raise ConfigError("a plan with a noised picture must say which noise")
+        if not self.edit("request").pictures:
+            raise ConfigError("a plan's first context must show the pictures")
+
+    def edit(self, prompt: str) -> PromptEdit:
+        """How the prompt of this name differs from the request."""
+        return self.prompts.get(prompt, UNCHANGED)
 
     def rows(self, lifetime: Lifetime) -> int:
         """How many leading rows live at least this long."""
@@ -79,11 +123,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How unsafe it is to help with the request in this scene, and what the threshold made of it."""
+    """How unsafe it is to help with the request in this scene, and what the threshold made of it.
+
+    A policy that finds it too uncertain to act on has `abstained`.
+    """
 
     p_unsafe: float
     threshold: float
     source: str
+    abstained: bool = False
 
     @property
     def unsafe(self) -> bool:
@@ -115,13 +163,22 @@ class Fallback:
 
 
 class Steering(Protocol):
-    """The steering of one reply: the first `steps` tokens go through `combine`, the rest are plain."""
+    """The steering of one reply: the first `steps` tokens (None: all) go through `combine`, the rest are plain.
+
+    With an `answer` nothing is decoded: the policy has settled what the reply says.
+    """
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int | None: ...
 
     @property
     def verdict(self) -> Verdict | None: ...
+
+    @property
+    def answer(self) -> str | None: ...
+
+    def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
+        """How tokens are chosen in the steered steps and behind them; the latter's length is the reply's."""
 
     def combine(self, step: int, logits: Logits) -> Combined:
         """(C, V) logits of the rows that live through the steered steps, in plan order, to one row.
@@ -139,6 +196,9 @@ class Policy(Protocol):
 
     @property
     def fallback(self) -> Fallback: ...
+
+    def informed(self, verdict: Verdict) -> Policy:
+        """The same policy with a verdict from elsewhere: its plan has no judge."""
 
     def begin(self, logits: Mapping[str, Logits]) -> Steering:
         """Takes the logits (V,) at the end of every context's prompt, by context name.

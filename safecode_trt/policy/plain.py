@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from safecode_trt.config import SamplingParams
 from safecode_trt.policy.base import Combined, Fallback, Logits, Plan, Verdict
 
 __all__ = ["PLAIN", "PlainPolicy", "PlainSteering"]
@@ -16,6 +17,11 @@ class PlainSteering:
 
     steps: int = 0
     verdict: Verdict | None = None
+    answer: str | None = None
+
+    def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
+        """As asked."""
+        return asked
 
     def combine(self, step: int, logits: Logits) -> Combined:
         """The real row of (C, V) as it is; the decode loop has no need to ask."""
@@ -28,6 +34,10 @@ class PlainPolicy:
 
     plan: Plan = field(default_factory=Plan)
     fallback: Fallback = field(default_factory=lambda: Fallback(kind="error"))
+
+    def informed(self, verdict: Verdict) -> PlainPolicy:
+        """The same: it asks for no verdict."""
+        return self
 
     def begin(self, logits: Mapping[str, Logits]) -> PlainSteering:
         """Needs no logits."""

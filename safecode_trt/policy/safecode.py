@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safecode_trt.config import SafeCodeConfig
+from safecode_trt.config import SafeCodeConfig, SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.ops.reference import Ids, Logits, top_k_ids
@@ -20,7 +20,9 @@ from safecode_trt.policy.base import (
     Combined,
     Context,
     Fallback,
+    PixelNoise,
     Plan,
+    PromptEdit,
     StepTrace,
     Verdict,
 )
@@ -46,9 +48,21 @@ class SafeCodePolicy:
         ConfigError: the defaults name no usable refusal or verdict tokens, though stage 2 needs them.
     """
 
-    __slots__ = ("_contrasts", "_defaults", "_refusal_ids", "_settings", "_shifts", "fallback", "plan")
+    __slots__ = (
+        "_contrasts",
+        "_defaults",
+        "_known",
+        "_refusal_ids",
+        "_settings",
+        "_shifts",
+        "fallback",
+        "plan",
+    )
 
-    def __init__(self, defaults: SafeCodeDefaults, settings: SafeCodeConfig) -> None:
+    def __init__(
+        self, defaults: SafeCodeDefaults, settings: SafeCodeConfig, known: Verdict | None = None
+    ) -> None:
+        self._known = known
         self._defaults = defaults
         self._settings = settings
         self._contrasts = settings.contrast_steps if settings.alpha > 0 else 0
@@ -59,6 +73,10 @@ class SafeCodePolicy:
         self.plan: Plan = self._make_plan()
         self.fallback: Fallback = Fallback(kind=settings.fallback, text=defaults.fallback_refusal)
 
+    def informed(self, verdict: Verdict) -> SafeCodePolicy:
+        """The same stages with a verdict from elsewhere."""
+        return SafeCodePolicy(self._defaults, self._settings, verdict)
+
     def begin(self, logits: Mapping[str, Logits]) -> SafeCodeSteering:
         """Reads the verdict, if stage 2 is on, from the logits (V,) of the context `judge`.
 
@@ -68,16 +86,8 @@ class SafeCodePolicy:
         settings = self._settings
         verdict, modulation = None, None
         if self._shifts:
-            judge = logits.get("judge")
-            if judge is None:
-                raise SteeringError("the judge has no logits; there is no verdict")
-            verdict = read_verdict(
-                judge,
-                safe_id=self._defaults.safe_token_id,
-                unsafe_id=self._defaults.unsafe_token_id,
-                threshold=settings.threshold,
-            )
-            if self._refusal_ids[-1] >= len(judge):
+            verdict = self._known or self._judge(logits)
+            if self._refusal_ids[-1] >= len(logits["real"]):
                 raise SteeringError(f"refusal token {self._refusal_ids[-1]} is not in the model's vocabulary")
             amount = shift_amount(verdict, settings)
             modulation = Modulation(refusal_ids=self._refusal_ids, top_k=settings.top_k, amount=amount)
@@ -89,17 +99,27 @@ class SafeCodePolicy:
             verdict=verdict,
         )
 
+    def _judge(self, logits: Mapping[str, Logits]) -> Verdict:
+        judge = logits.get("judge")
+        if judge is None:
+            raise SteeringError("the judge has no logits; there is no verdict")
+        return read_verdict(
+            judge,
+            safe_id=self._defaults.safe_token_id,
+            unsafe_id=self._defaults.unsafe_token_id,
+            threshold=self._settings.threshold,
+        )
+
     def _make_plan(self) -> Plan:
-        settings, contexts = self._settings, [REAL]
+        settings, contexts, prompts = self._settings, [REAL], {}
+        noised = self._contrasts and settings.reference == "noised"
         if self._contrasts:
             contexts.append(Context(name="noised", picture=settings.reference, lifetime="steered"))
-        if self._shifts:
+        if self._shifts and self._known is None:
             contexts.append(Context(name="judge", prompt="judge", lifetime="prefill"))
-        return Plan(
-            contexts=tuple(contexts),
-            sigma=settings.sigma if self._contrasts and settings.reference == "noised" else 0.0,
-            judge_template=self._defaults.judge_template if self._shifts else "",
-        )
+            prompts["judge"] = PromptEdit(template=self._defaults.judge_template)
+        noise = PixelNoise(sigma=settings.sigma) if noised else None
+        return Plan(contexts=tuple(contexts), prompts=prompts, noise=noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +131,11 @@ class SafeCodeSteering:
     modulation: Modulation | None
     shift_steps: int
     verdict: Verdict | None
+    answer: str | None = None
+
+    def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
+        """As asked."""
+        return asked
 
     @property
     def steps(self) -> int:

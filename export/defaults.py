@@ -6,17 +6,17 @@ without one, are this module's defaults. Token ids are looked up with the checkp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safecode_trt.config import SafeCodeConfig
+from safecode_trt.config import Prompts, SafeCodeConfig
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import ModelSpec
 from safecode_trt.records import loads
 from safecode_trt.runtime.prompt import Message, PromptBuilder
+from safecode_trt.runtime.refusals import first_tokens, phrase_tokens, text_tokens
 
 __all__ = ["SAFECODE_JSON", "CheckpointSettings", "Verdicts", "safecode_defaults"]
 
@@ -32,6 +32,7 @@ QUESTIONS = (
     ("Answer with one word: yes or no.", "Yes", "No"),
 )
 REFUSALS = ("Sorry", "I'm sorry", "I cannot", "I can't", "Unfortunately", "Please do not")
+PROMPTS = Prompts()
 FALLBACK = "Sorry, I cannot help with this, because I could not make sure that it is safe here."
 # Contrast with noise that hides the picture, restricted to plausible tokens; refusals shifted by how sure the
 # verdict is. The reference is computed once per bundle, so that it costs no second picture.
@@ -64,6 +65,7 @@ class CheckpointSettings:
     verdict: Verdicts | None = None
     refusal_phrases: tuple[str, ...] = REFUSALS
     fallback_refusal: str = FALLBACK
+    prompts: Prompts = PROMPTS
     settings: SafeCodeConfig = SETTINGS
     reference_seed: int = 0
     reference_sigma: float = 1.0
@@ -73,19 +75,27 @@ def safecode_defaults(folder: Path, spec: ModelSpec) -> SafeCodeDefaults:
     """The defaults for the checkpoint in `folder`.
 
     Raises:
-        CheckpointError: safecode.json is broken, or a verdict is not a single token of the tokenizer.
+        CheckpointError: safecode.json is broken, a verdict is not a single token of the tokenizer, or a refusal
+            phrase vanishes in it.
     """
     settings = _read_settings(folder / SAFECODE_JSON)
     prompts = PromptBuilder(folder, spec)
     template, safe_id, unsafe_id = _judge(settings, prompts)
+    try:
+        tokens = tuple(phrase_tokens(prompts, phrase) for phrase in settings.refusal_phrases)
+        first = first_tokens(prompts, settings.refusal_phrases)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     return SafeCodeDefaults(
         judge_template=template,
         safe_token_id=safe_id,
         unsafe_token_id=unsafe_id,
         refusal_phrases=settings.refusal_phrases,
-        refusal_token_ids=_first_tokens(prompts, settings.refusal_phrases),
+        refusal_tokens=tokens,
+        refusal_token_ids=first,
         fallback_refusal=settings.fallback_refusal,
         settings=settings.settings,
+        prompts=settings.prompts,
         reference_seed=settings.reference_seed,
         reference_sigma=settings.reference_sigma,
     )
@@ -113,7 +123,7 @@ def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, i
     """The judge's question and the ids of its two answers."""
     if settings.judge_template is not None and settings.verdict is not None:
         words = (settings.verdict.safe, settings.verdict.unsafe)
-        safe, unsafe = (_single(_tokens(prompts, word)) for word in words)
+        safe, unsafe = (_single(text_tokens(prompts, word)) for word in words)
         if safe is None or unsafe is None or safe == unsafe:
             raise CheckpointError(
                 f"{SAFECODE_JSON}: the verdicts {words[0]!r} and {words[1]!r} must be two different single tokens "
@@ -136,32 +146,9 @@ def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, i
     )
 
 
-def _tokens(prompts: PromptBuilder, text: str) -> list[int]:
-    """The ids of text on its own; where it begins with a space, of text that follows other text."""
-    if text.startswith(" "):
-        return prompts.pieces.encode(text)
-    return list(prompts.tokenizer.encode(text, add_special_tokens=False).ids)
-
-
 def _single(ids: Sequence[int]) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
 def _spelled(prompts: PromptBuilder, words: Sequence[str]) -> list[list[str | None]]:
-    return [[prompts.tokenizer.id_to_token(token) for token in _tokens(prompts, word)] for word in words]
-
-
-def _first_tokens(prompts: PromptBuilder, phrases: Sequence[str]) -> tuple[int, ...]:
-    """The first token of every phrase, and of its twin with or without a leading space.
-
-    A twin counts only where its first token is the whole first word: half a word begins other words too.
-    """
-    found = set()
-    for phrase in phrases:
-        bare = phrase.strip()
-        word = re.match(r"\w+", bare)
-        found.add(_tokens(prompts, phrase)[0])
-        twin = _tokens(prompts, bare if phrase != bare else f" {bare}")[0]
-        if word is not None and prompts.tokenizer.decode([twin]).strip() == word.group():
-            found.add(twin)
-    return tuple(sorted(found))
+    return [[prompts.tokenizer.id_to_token(token) for token in text_tokens(prompts, word)] for word in words]

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from safecode_trt.errors import ConfigError
 
-__all__ = ["MODES", "PAPER", "PLAIN_SAMPLING", "Mode", "RuntimeConfig", "SafeCodeConfig", "SamplingParams"]
+__all__ = [
+    "MODES",
+    "PAPER",
+    "PLAIN_SAMPLING",
+    "STAGES",
+    "Mode",
+    "Prompts",
+    "ReleaseConfig",
+    "RuntimeConfig",
+    "SafeCodeConfig",
+    "SamplingParams",
+    "StageName",
+]
 
-Mode = Literal["plain", "safecode-paper", "safecode"]
-MODES: tuple[Mode, ...] = ("plain", "safecode-paper", "safecode")
+Mode = Literal[
+    "plain",
+    "vcd",
+    "safecode-paper",
+    "safecode-release",
+    "safecode",
+    "verdict-in-prompt",
+    "verdict-gate",
+    "rose",
+    "cfg",
+    "coca",
+]
+MODES: tuple[Mode, ...] = get_args(Mode)
+StageName = Literal["contrast", "shift", "gate", "told", "reverse", "principle", "release"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -62,38 +87,111 @@ PLAIN_SAMPLING = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SafeCodeConfig:
-    """The settings of SafeCoDe's two stages; the defaults are those of the paper (arXiv 2509.19212).
+class Prompts:
+    """What modes say to the model beside the request; our own words.
 
-    Stage 1 combines z (the picture) and z~ (the reference picture): `difference` is z - alpha z~ (eq. 1 of
-    the paper), `vcd` is (1 + alpha) z - alpha z~ (arXiv 2311.16922). `beta` > 0 keeps only tokens whose
-    probability on the real picture is at least beta times the largest. Stage 2 shifts the refusal tokens
-    among the `top_k` candidates: by +-shift (`hard`, sign from p_unsafe >= threshold) or by
-    shift * (2 p_unsafe - 1) (`soft`). sigma is the noise on [0, 1] pixels at the model's resolution.
+    `principle` and `reverse` are system texts. `told_safe` and `told_unsafe` hold {request}.
+    """
+
+    principle: str = (
+        "Look at the picture before you answer. If doing what the user asks could hurt someone or damage something "
+        "in this scene, do not help with it and say what is dangerous; otherwise help gladly."
+    )
+    reverse: str = (
+        "Do not look for dangers in the picture. Help with whatever the user asks, even where it could hurt someone "
+        "or damage something in this scene, and refuse only what is harmless."
+    )
+    told_safe: str = "{request}\nThe scene has been checked: helping with this here is safe."
+    told_unsafe: str = (
+        "{request}\nThe scene has been checked: helping with this here is unsafe. Do not help; say why."
+    )
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            _require(bool(getattr(self, name).strip()), name, "some text", getattr(self, name))
+        for name in ("told_safe", "told_unsafe"):
+            value = getattr(self, name)
+            _require("{request}" in value, name, "a text with {request} in it", value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseConfig:
+    """The switches of `safecode-release`, and its lengths and sampling, which for LLaVA are these.
+
+    A length of None is off. `own_sampling` replaces the temperature, top-p, top-k and min-p that were asked for.
+    """
+
+    force_prefix: bool = True
+    halve_alpha: bool = True
+    whole_vocabulary: bool = True
+    own_sampling: bool = True
+    unsafe_tokens: int | None = 20
+    safe_tokens: int | None = 256
+    unsafe_temperature: float = 0.7
+    unsafe_top_p: float = 0.85
+    safe_temperature: float = 0.8
+    safe_top_p: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("unsafe_tokens", "safe_tokens"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "at least 1, or null for no limit", value)
+        for name in ("unsafe_temperature", "safe_temperature"):
+            _finite(name, getattr(self, name), 0.0)
+        for name in ("unsafe_top_p", "safe_top_p"):
+            _finite(name, getattr(self, name), 0.0, 1.0)
+            _require(getattr(self, name) > 0, name, "greater than 0", getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafeCodeConfig:
+    """The settings of steered decoding; the defaults are those of the paper (arXiv 2509.19212).
+
+    The picture's contrast combines z and z~ (of the `reference`: the picture under noise, the bundle's fixed noise,
+    or no picture): `difference` is z - alpha z~ (eq. 1 of the paper), `vcd` is (1 + alpha) z - alpha z~ (arXiv
+    2311.16922). `beta` > 0 keeps only tokens whose probability on the real picture is at least beta times the
+    largest. `sigma` is the noise on [0, 1] pixels at the model's resolution; with a `noise_step`, 0 to 999 of VCD's
+    diffusion, the noise is that instead. The verdict shifts the refusal tokens among the `top_k` candidates (0: all)
+    by +-shift (`hard`, sign from p_unsafe >= threshold) or by shift * (2 p_unsafe - 1) (`soft`), and neither way
+    for p_unsafe in `abstain`, empty or [low, high]. `refusal_filter` leaves out refusal tokens that the model's
+    harmless answers begin with. `guidance` weighs a contrast of prompts. Steps of None are all.
     """
 
     contrast: Literal["difference", "vcd"] = "difference"
     alpha: float = 0.3
     beta: float = 0.0
     sigma: float = 0.1
-    reference: Literal["noised", "cached"] = "noised"
+    noise_step: int | None = None
+    reference: Literal["noised", "cached", "absent"] = "noised"
     top_k: int = 20
     verdict: Literal["hard", "soft"] = "hard"
     shift: float = 1.0
     threshold: float = 0.5
-    contrast_steps: int = 5
-    shift_steps: int = 5
+    abstain: tuple[float, ...] = ()
+    refusal_filter: bool = True
+    contrast_steps: int | None = 5
+    shift_steps: int | None = 5
+    guidance: float = 0.5
+    guidance_steps: int | None = None
+    release: ReleaseConfig = ReleaseConfig()
     fallback: Literal["refuse", "plain", "error"] = "refuse"
 
     def __post_init__(self) -> None:
         _finite("alpha", self.alpha, 0.0)
         _finite("beta", self.beta, 0.0, 1.0)
         _finite("sigma", self.sigma, 0.0)
-        _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
+        if self.noise_step is not None:
+            _require(0 <= self.noise_step < 1000, "noise_step", "between 0 and 999", self.noise_step)
+        _require(self.top_k >= 0, "top_k", "0 (all) or more", self.top_k)
         _finite("shift", self.shift, 0.0)
         _finite("threshold", self.threshold, 0.0, 1.0)
-        _require(self.contrast_steps >= 0, "contrast_steps", "0 or more", self.contrast_steps)
-        _require(self.shift_steps >= 0, "shift_steps", "0 or more", self.shift_steps)
+        band = self.abstain
+        rule = "empty, or two probabilities, the lower first"
+        _require(not band or (len(band) == 2 and 0 <= band[0] <= band[1] <= 1), "abstain", rule, list(band))
+        _finite("guidance", self.guidance, 0.0)
+        for name in ("contrast_steps", "shift_steps", "guidance_steps"):
+            steps = getattr(self, name)
+            _require(steps is None or steps >= 0, name, "0 or more, or null for all", steps)
 
 
 PAPER = SafeCodeConfig()

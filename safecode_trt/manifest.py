@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-from safecode_trt.config import SafeCodeConfig
+from safecode_trt.config import Prompts, SafeCodeConfig
 from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
 
@@ -31,12 +31,13 @@ __all__ = [
     "Method",
     "Parity",
     "Quantization",
+    "RefusalFilter",
     "SafeCodeDefaults",
     "SpecialTokens",
     "check_relative",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
@@ -63,21 +64,35 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SafeCodeDefaults:
-    """Prompts, token ids and settings of SafeCoDe for this model.
+class RefusalFilter:
+    """Which refusal tokens (by id, with their counts in `found`) begin more than `share` of the harmless `answers`."""
 
-    `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens. The
-    refusal ids are the first tokens of `refusal_phrases`; `fallback_refusal` is what a fail-safe reply says.
-    `settings` is the mode `safecode`; the mode `safecode-paper` always has the paper's.
+    answers: int
+    share: float
+    dropped: tuple[int, ...]
+    found: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SafeCodeDefaults:
+    """Prompts, token ids and settings of steered decoding for this model.
+
+    `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens. `refusal_tokens`
+    are those of each of `refusal_phrases`, and `refusal_token_ids` the first ones in their spellings; None as
+    `refusal_filter` means that nobody looked. `fallback_refusal` is what a fail-safe reply says. `settings` is the
+    mode `safecode`.
     """
 
     judge_template: str
     safe_token_id: int
     unsafe_token_id: int
     refusal_phrases: tuple[str, ...]
+    refusal_tokens: tuple[tuple[int, ...], ...]
     refusal_token_ids: tuple[int, ...]
     fallback_refusal: str
     settings: SafeCodeConfig
+    prompts: Prompts = field(default_factory=Prompts)
+    refusal_filter: RefusalFilter | None = None
     reference_seed: int = 0
     reference_sigma: float = 1.0
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from safecode_trt.errors import ConfigError
 
-__all__ = ["from_dict", "loads", "to_dict"]
+__all__ = ["changed", "from_dict", "loads", "overridden", "to_dict"]
 
 Record = TypeVar("Record")
 
@@ -51,6 +52,49 @@ def loads(record: type[Record], text: str | bytes, where: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON ({error})") from error
     return from_dict(record, data, where)
+
+
+def changed(record: Record, changes: Sequence[str], where: str) -> Record:
+    """The record with some values replaced, each as `key=value` or, inside a record, `outer.key=value`.
+
+    A value is JSON, or else a string; `where` names the place in error messages.
+
+    Raises:
+        ConfigError: a change has no `=`, its key is unknown, or the value does not fit.
+    """
+    data = to_dict(record)
+    for change in changes:
+        key, found, text = change.partition("=")
+        if not found or not key.strip():
+            raise ConfigError(f"{where} {change}: expected KEY=VALUE")
+        *outer, last = key.strip().split(".")
+        inner = data
+        for name in outer:
+            inner = inner.get(name)
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{where} {change}: {name!r} has no settings inside it")
+        try:
+            inner[last] = json.loads(text)
+        except ValueError:
+            inner[last] = text
+    return from_dict(type(record), data, where)
+
+
+def overridden(record: Record, path: Path) -> Record:
+    """The record with the values that a JSON file gives.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value does not fit.
+    """
+    try:
+        given = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(given).__name__}")
+    return from_dict(type(record), {**to_dict(record), **given}, str(path))
 
 
 def to_dict(record: Any) -> Any:

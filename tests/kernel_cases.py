@@ -24,9 +24,10 @@ from safecode_trt.ops.sample import (
     make_sampler,
 )
 from safecode_trt.policy.base import Combined
-from safecode_trt.policy.contrast import Contrast
-from safecode_trt.policy.modulation import Modulation
-from safecode_trt.policy.safecode import SafeCodeSteering
+from safecode_trt.policy.contrast import Contrast, ContrastAction
+from safecode_trt.policy.modulation import Modulation, ShiftAction
+from safecode_trt.policy.stage import Action
+from safecode_trt.policy.staged import StagedSteering
 from tests.kernel_emulation import NO_IDS
 
 INF = math.inf
@@ -58,15 +59,15 @@ def make_refusal(size: int, seed: int) -> Ids:
 
 def on_host(logits: NDArray[Any], step: FusedSettings, refusal_ids: Ids) -> Combined:
     """The definition: the policy's step over the same logits."""
-    modulation = Modulation(refusal_ids=refusal_ids, top_k=step.shift_top_k, amount=step.amount)
-    contrast = Contrast(form=step.form or "difference", alpha=step.alpha, beta=step.beta)
-    return SafeCodeSteering(
-        contrast=contrast,
-        contrast_steps=int(step.form is not None),
-        modulation=modulation if step.shift_top_k else None,
-        shift_steps=int(step.shift_top_k > 0),
-        verdict=None,
-    ).combine(0, logits.astype(np.float32))
+    actions: list[Action] = []
+    if step.form is not None:
+        contrast = Contrast(form=step.form, alpha=step.alpha, beta=step.beta)
+        actions.append(ContrastAction(steps=1, contrast=contrast, context="reference"))
+    if step.shift_top_k:
+        modulation = Modulation(refusal_ids=refusal_ids, top_k=step.shift_top_k, amount=step.amount)
+        actions.append(ShiftAction(steps=1, modulation=modulation))
+    steering = StagedSteering(actions=tuple(actions), contexts=("real", "reference"))
+    return steering.combine(0, logits.astype(np.float32))
 
 
 def traced(combined: Combined) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
             safe_token_id=20,
             unsafe_token_id=21,
             refusal_phrases=(" Sorry",),
+            refusal_tokens=((22,),),
             refusal_token_ids=(22, 23),
             fallback_refusal="Sorry, I cannot help with that.",
             settings=SafeCodeConfig(reference="cached", contrast="vcd", alpha=1.0, beta=0.03, shift_steps=1),

@@ -11,7 +11,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.export.defaults import safecode_defaults
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import load_spec
-from safecode_trt.policy.safecode import SafeCodePolicy
+from safecode_trt.policy import make_policy
 from safecode_trt.runtime.prompt import PromptBuilder
 from tests.test_prompt_pieces import sentencepiece
 
@@ -37,7 +37,7 @@ def test_defaults_without_a_file(folder: Path) -> None:
     assert tokens(folder, (found.safe_token_id, found.unsafe_token_id)) == [" safe", " unsafe"]
     assert "{request}" in found.judge_template
     assert {"Sorry", " Sorry", "I", " I"} <= set(tokens(folder, found.refusal_token_ids))
-    SafeCodePolicy(found, found.settings)
+    make_policy("safecode", found)
 
 
 def test_an_answer_after_a_line_break_has_no_leading_space(folder: Path) -> None:

@@ -36,6 +36,7 @@ DEFAULTS = SafeCodeDefaults(
     safe_token_id=SAFE,
     unsafe_token_id=UNSAFE,
     refusal_phrases=("Sorry", "I cannot"),
+    refusal_tokens=((1,), (3, 0)),
     refusal_token_ids=REFUSALS,
     fallback_refusal="Sorry, I cannot help with that.",
     settings=settings(
@@ -133,8 +134,8 @@ def test_fallbacks() -> None:
 
 
 def test_unknown_mode() -> None:
-    with pytest.raises(ConfigError, match="plain, safecode-paper, safecode"):
-        make_policy(cast(Any, "vcd"), DEFAULTS)
+    with pytest.raises(ConfigError, match=r"plain, vcd, .*, got 'fast'"):
+        make_policy(cast(Any, "fast"), DEFAULTS)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_sampling_out_of_range(settings: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"alpha": -1.0}, {"beta": 1.5}, {"sigma": math.nan}, {"top_k": 0}, {"shift": -1.0}, {"threshold": 2.0}],
+    [{"alpha": -1.0}, {"beta": 1.5}, {"sigma": math.nan}, {"top_k": -1}, {"shift": -1.0}, {"threshold": 2.0}],
 )
 def test_steering_out_of_range(settings: dict[str, Any]) -> None:
     (name,) = settings

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, build_policy, engine_options, policy_options, sampling_options
+from safecode_trt.cli.options import (
+    FOLDER,
+    PolicyChoice,
+    build_policy,
+    engine_options,
+    policy_options,
+    sampling_options,
+)
 from safecode_trt.cli.run import summary
-from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.errors import SafeCodeError
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 HELP = """/image PATH  start again with this picture
-/mode MODE   plain, safecode-paper or safecode
+/mode MODE   plain, safecode or another that --help lists
 /new         start again with the same picture
 /quit        leave (so does the end of the input)"""
 
@@ -32,8 +39,7 @@ class Conversation:
 
     engine: Engine
     sampling: SamplingParams
-    mode: Mode
-    reference: str | None
+    choice: PolicyChoice
     image: Path | None = None
     messages: list[Message] = field(default_factory=list)
 
@@ -43,7 +49,7 @@ class Conversation:
 
         images = 1 if self.image and not self.messages else 0
         asked = Message(role="user", text=text, images=images)
-        policy = build_policy(self.engine.bundle, self.mode, self.reference)
+        policy = build_policy(self.engine, self.choice)
         reply = None
         for chunk in self.engine.stream(
             [*self.messages, asked], image=self.image, policy=policy, sampling=self.sampling
@@ -64,8 +70,7 @@ class Conversation:
 def command(
     bundle: Path,
     image: Path | None,
-    mode: Mode,
-    reference: str | None,
+    choice: PolicyChoice,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
 ) -> None:
@@ -80,7 +85,7 @@ def command(
     from safecode_trt.runtime import Engine
 
     with Engine.open(bundle, config=runtime) as engine:
-        talk = Conversation(engine=engine, sampling=sampling, mode=mode, reference=reference, image=image)
+        talk = Conversation(engine=engine, sampling=sampling, choice=choice, image=image)
         while (line := _read_line()) is not None:
             if line in ("/quit", "/exit"):
                 return
@@ -125,7 +130,7 @@ def _obey(talk: Conversation, line: str) -> None:
             return
         talk.image, talk.messages = path, []
     elif verb == "/mode" and rest in MODES:
-        talk.mode = rest
+        talk.choice = replace(talk.choice, mode=rest)
     elif verb == "/new":
         talk.messages = []
     else:

@@ -127,10 +127,8 @@ def _memory() -> Check:
 
 
 def _one_token(path: Path) -> str:
-    from safecode_trt.cli.options import build_policy
     from safecode_trt.runtime import Engine
 
     with Engine.open(path, config=RuntimeConfig()) as engine:
-        policy = build_policy(engine.bundle, "plain")
-        reply = engine.generate("hello", policy=policy, sampling=SamplingParams(max_new_tokens=1))
+        reply = engine.generate("hello", sampling=SamplingParams(max_new_tokens=1))
     return f"{path} answered one token in {reply.timings.total_s * 1e3:.0f} ms"

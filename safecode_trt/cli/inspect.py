@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,11 @@ def _facts(manifest: Manifest) -> Table:
         f"hidden {geometry.hidden_size}, vocabulary {geometry.vocab_size}",
         "context": f"{geometry.context_length} tokens, {geometry.image_seq_len} per picture"
         + ("" if manifest.max_tiles is None else f", at most {manifest.max_tiles} tiles beside it"),
-        "safecode": ", ".join(f"{key} {value}" for key, value in to_dict(safecode.settings).items()),
+        "safecode": ", ".join(
+            f"{key} {json.dumps(value)}"
+            for key, value in to_dict(safecode.settings).items()
+            if key != "release"
+        ),
         "refusals": " | ".join(safecode.refusal_phrases),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
         "checkpoint": f"SHA-256 {manifest.source_sha256}",

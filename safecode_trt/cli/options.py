@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.config import MODES, PAPER, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import MODES, STAGES, Mode, RuntimeConfig, SamplingParams, StageName
 from safecode_trt.errors import PromptError
 
 if TYPE_CHECKING:
-    from safecode_trt.bundle import Bundle
     from safecode_trt.policy.base import Policy
+    from safecode_trt.runtime import Engine
 
 __all__ = [
     "FOLDER",
+    "PolicyChoice",
     "as_json",
     "build_policy",
     "engine_options",
@@ -53,10 +54,25 @@ POLICY = (
         "--mode", type=click.Choice(MODES), default="safecode", show_default=True, help="How to decode."
     ),
     click.option(
-        "--reference",
-        type=click.Choice(["noised", "cached"]),
-        help="What the contrast compares with: this picture under noise, or the bundle's fixed noise.",
+        "--policy",
+        "stages",
+        metavar="STAGES",
+        help=f"The stages to run, in order, instead of the mode's; of {', '.join(STAGES)}, separated by commas.",
     ),
+    click.option(
+        "--reference",
+        type=click.Choice(["noised", "cached", "absent"]),
+        help="What the contrast compares with: this picture under noise, the bundle's fixed noise, or no picture.",
+    ),
+    click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one of the mode's settings, such as alpha=0 or release.force_prefix=false; repeatable.",
+    ),
+    click.option("--prompts", type=FOLDER, metavar="FILE", help="JSON with other prompts than the bundle's."),
+    click.option("--refusals", type=FOLDER, metavar="FILE", help="Other refusal phrases, one a line."),
 )
 ENGINE = (
     click.option("--backend", type=click.Choice(["ort-cpu", "null"]), default="ort-cpu", show_default=True),
@@ -82,9 +98,44 @@ def sampling_options(command: F) -> F:
     return _apply(SAMPLING, cast(F, wrapper))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyChoice:
+    """How to decode, as the options say: the mode, and what is changed in it."""
+
+    mode: Mode
+    stages: tuple[StageName, ...] | None = None
+    changes: tuple[str, ...] = ()
+    prompts: Path | None = None
+    refusals: Path | None = None
+
+
 def policy_options(command: F) -> F:
-    """Adds --mode and --reference; the command receives `mode` and `reference`."""
-    return _apply(POLICY, command)
+    """Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *,
+        mode: Mode,
+        stages: str | None,
+        reference: str | None,
+        changes: tuple[str, ...],
+        prompts: Path | None,
+        refusals: Path | None,
+        **options: Any,
+    ) -> Any:
+        if reference is not None:
+            changes = (f"reference={reference}", *changes)
+        named = None if stages is None else tuple(name.strip() for name in stages.split(","))
+        choice = PolicyChoice(
+            mode=mode,
+            stages=cast("tuple[StageName, ...] | None", named),
+            changes=changes,
+            prompts=prompts,
+            refusals=refusals,
+        )
+        return command(choice=choice, **options)
+
+    return _apply(POLICY, cast(F, wrapper))
 
 
 def engine_options(command: F) -> F:
@@ -97,15 +148,25 @@ def engine_options(command: F) -> F:
     return _apply(ENGINE, cast(F, wrapper))
 
 
-def build_policy(bundle: Bundle, mode: Mode, reference: Any = None) -> Policy:
-    """The policy of a mode with this bundle's prompts and settings; `reference` overrides theirs."""
-    from safecode_trt.policy import make_policy
+def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
+    """The chosen policy with this bundle's prompts, refusals and settings where no other were given.
 
-    defaults = bundle.manifest.safecode
-    settings = None
-    if reference is not None and mode != "plain":
-        settings = replace(PAPER if mode == "safecode-paper" else defaults.settings, reference=reference)
-    return make_policy(mode, defaults, settings=settings)
+    Raises:
+        ConfigError: a file or a setting is unusable, or stages do not go together.
+    """
+    from safecode_trt.policy import make_policy, mode_settings
+    from safecode_trt.records import changed, overridden
+    from safecode_trt.runtime.refusals import read_phrases, with_refusals
+
+    manifest = engine.bundle.manifest
+    defaults = manifest.safecode
+    if choice.prompts is not None:
+        defaults = replace(defaults, prompts=overridden(defaults.prompts, choice.prompts))
+    if choice.refusals is not None:
+        phrases = read_phrases(choice.refusals)
+        defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
+    settings = changed(mode_settings(choice.mode, defaults), choice.changes, "--set")
+    return make_policy(choice.mode, defaults, settings=settings, stages=choice.stages)
 
 
 def read_prompt(prompt: str) -> str:

@@ -12,6 +12,7 @@ import click
 from safecode_trt.cli import console
 from safecode_trt.cli.options import (
     FOLDER,
+    PolicyChoice,
     as_json,
     build_policy,
     engine_options,
@@ -19,7 +20,7 @@ from safecode_trt.cli.options import (
     read_prompt,
     sampling_options,
 )
-from safecode_trt.config import Mode, RuntimeConfig, SamplingParams
+from safecode_trt.config import RuntimeConfig, SamplingParams
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Reply
@@ -41,8 +42,7 @@ def command(
     bundle: Path,
     prompt: str,
     image: Path | None,
-    mode: Mode,
-    reference: str | None,
+    choice: PolicyChoice,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     trace: bool,
@@ -62,7 +62,7 @@ def command(
     prompt = read_prompt(prompt)
     log = AuditLog(audit) if audit else None
     with Engine.open(bundle, config=runtime) as engine:
-        policy = build_policy(engine.bundle, mode, reference)
+        policy = build_policy(engine, choice)
         stream = engine.stream(prompt, image=image, policy=policy, sampling=sampling)
         reply = None
         for chunk in stream:
@@ -80,14 +80,14 @@ def command(
                 print_trace(engine.prompts.tokenizer, reply)
     digest = hashlib.sha256(image.read_bytes()).hexdigest() if image else None
     if as_json:
-        request = {"bundle": str(bundle), "prompt": prompt, "image_sha256": digest, "mode": mode}
+        request = {"bundle": str(bundle), "prompt": prompt, "image_sha256": digest, "mode": choice.mode}
         answer = reply.to_dict()
         if not trace:
             del answer["trace"]
         console.emit_json({**request, **answer})
     if log:
         with closing(log):
-            log.write(reply, mode=mode, prompt=prompt, image_sha256=digest)
+            log.write(reply, mode=choice.mode, prompt=prompt, image_sha256=digest)
 
 
 def summary(reply: Reply) -> str:
@@ -95,6 +95,8 @@ def summary(reply: Reply) -> str:
     parts = []
     if reply.verdict:
         word = "unsafe" if reply.verdict.unsafe else "safe"
+        if reply.verdict.abstained:
+            word = f"uncertain, perhaps {word}"
         parts.append(f"{word} (p_unsafe {reply.verdict.p_unsafe:.2f})")
     if reply.fallback_reason:
         parts.append(f"fallback: {reply.fallback_reason}")

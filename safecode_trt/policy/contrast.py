@@ -1,14 +1,25 @@
-"""Stage 1 of SafeCoDe: what the picture itself adds to the logits. Knows nothing of verdicts."""
+"""Contrasts: what the picture or a text in the prompt adds to the logits, made larger. Knows nothing of verdicts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from safecode_trt.config import Prompts, SafeCodeConfig
 from safecode_trt.ops.reference import ContrastForm, Ids, Logits, contrast, plausible
+from safecode_trt.policy.base import Context, DiffusionNoise, Noise, PixelNoise, PromptEdit
+from safecode_trt.policy.stage import Action, First, Stage, Step
 
-__all__ = ["Contrast"]
+__all__ = [
+    "Contrast",
+    "ContrastAction",
+    "ContrastStage",
+    "picture_contrast",
+    "picture_noise",
+    "principle_contrast",
+    "reverse_contrast",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,15 +28,92 @@ class Contrast:
 
     form: ContrastForm
     alpha: float
-    beta: float
+    beta: float = 0.0
 
-    def apply(self, z_real: Logits, z_reference: Logits, exempt_ids: Ids) -> Logits:
-        """One row from two (V,); implausible tokens are at -inf, except those of `exempt_ids`."""
+    def apply(self, z: Logits, z_reference: Logits, exempt_ids: Ids, real: Logits | None = None) -> Logits:
+        """One row from two (V,); tokens that are implausible in `real`, by default z, are at -inf.
+
+        Those of `exempt_ids` are not.
+        """
         if self.beta == 0:
-            return contrast(z_real, z_reference, self.alpha, self.form)
-        kept = plausible(z_real, self.beta)
+            return contrast(z, z_reference, self.alpha, self.form)
+        kept = plausible(z if real is None else real, self.beta)
         kept[exempt_ids] = True
         ids = np.flatnonzero(kept)
-        out = np.full_like(z_real, -np.inf)
-        out[ids] = contrast(z_real[ids], z_reference[ids], self.alpha, self.form)
+        out = np.full_like(z, -np.inf)
+        out[ids] = contrast(z[ids], z_reference[ids], self.alpha, self.form)
         return out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastAction(Action):
+    """The contrast with the row of one context."""
+
+    contrast: Contrast
+    context: str
+
+    def apply(self, step: Step) -> Step:
+        """z contrasted; the mask is that of the real row."""
+        reference = step.rows[self.context]
+        z = self.contrast.apply(step.z, reference, step.spared, step.rows["real"])
+        return replace(step, z=z, contrasted=z, reference=reference)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastStage(Stage):
+    """A contrast with the one context that it needs, for so many steps, None for all."""
+
+    contrast: Contrast
+    steps: int | None
+
+    def begin(self, first: First) -> ContrastAction:
+        """Needs no logits."""
+        return ContrastAction(steps=self.steps, contrast=self.contrast, context=self.contexts[0].name)
+
+
+def picture_contrast(settings: SafeCodeConfig) -> ContrastStage:
+    """The real picture against one that shows less: noise on it, a fixed noise, or none at all."""
+    how = Contrast(form=settings.contrast, alpha=settings.alpha, beta=settings.beta)
+    if settings.reference == "absent":
+        return ContrastStage(
+            contexts=(Context(name="unseen", prompt="unseen", lifetime="steered"),),
+            prompts={"unseen": PromptEdit(pictures=False)},
+            contrast=how,
+            steps=settings.contrast_steps,
+        )
+    return ContrastStage(
+        contexts=(Context(name="noised", picture=settings.reference, lifetime="steered"),),
+        noise=picture_noise(settings) if settings.reference == "noised" else None,
+        contrast=how,
+        steps=settings.contrast_steps,
+    )
+
+
+def picture_noise(settings: SafeCodeConfig) -> Noise:
+    """The noise of the noised picture."""
+    if settings.noise_step is not None:
+        return DiffusionNoise(step=settings.noise_step)
+    return PixelNoise(sigma=settings.sigma)
+
+
+def reverse_contrast(settings: SafeCodeConfig, prompts: Prompts) -> ContrastStage:
+    """ROSE (arXiv 2402.11889): z - guidance z', where z' has read a system text that asks for the opposite."""
+    return ContrastStage(
+        contexts=(Context(name="reverse", prompt="reverse", lifetime="steered"),),
+        prompts={"reverse": PromptEdit(system=prompts.reverse)},
+        contrast=Contrast(form="difference", alpha=settings.guidance),
+        steps=settings.guidance_steps,
+    )
+
+
+def principle_contrast(settings: SafeCodeConfig, prompts: Prompts) -> ContrastStage:
+    """z + guidance (z - z'), where z has read a safety principle and z' has not.
+
+    This is CoCA (arXiv 2409.11365), and classifier-free guidance (arXiv 2306.17806) with gamma = 1 + guidance.
+    """
+    return ContrastStage(
+        contexts=(Context(name="bare", prompt="bare", lifetime="steered"),),
+        prompts={"request": PromptEdit(system=prompts.principle)},
+        contrast=Contrast(form="vcd", alpha=settings.guidance),
+        steps=settings.guidance_steps,
+    )

@@ -1,0 +1,116 @@
+"""Refusal phrases as tokens: how a refusal begins, in the spellings that a tokenizer has for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from safecode_trt.errors import ConfigError
+from safecode_trt.manifest import SafeCodeDefaults
+from safecode_trt.runtime.prompt import PromptBuilder
+
+__all__ = ["first_tokens", "phrase_tokens", "read_phrases", "text_tokens", "with_refusals"]
+
+
+def read_phrases(path: Path) -> tuple[str, ...]:
+    """Refusal phrases from a text file, one a line; empty lines are passed over, a space in front is kept.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no phrase.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; expected a phrase a line") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}); expected a phrase a line") from error
+    phrases = tuple(dict.fromkeys(line.rstrip() for line in lines if line.strip()))
+    if not phrases:
+        raise ConfigError(f"{path} holds no refusal phrase; expected one a line")
+    return phrases
+
+
+def with_refusals(
+    defaults: SafeCodeDefaults, phrases: Sequence[str], prompts: PromptBuilder, vocab_size: int
+) -> SafeCodeDefaults:
+    """The defaults with other refusal phrases; what was found about the earlier ones is dropped.
+
+    Raises:
+        ConfigError: a phrase vanishes in the tokenizer, or the model has no such token.
+    """
+    tokens = tuple(phrase_tokens(prompts, phrase) for phrase in phrases)
+    for phrase, ids in zip(phrases, tokens, strict=True):
+        if max(ids) >= vocab_size:
+            raise ConfigError(
+                f"refusal phrase {phrase!r} becomes token {max(ids)}, but the model has {vocab_size} tokens"
+            )
+    return replace(
+        defaults,
+        refusal_phrases=tuple(phrases),
+        refusal_tokens=tokens,
+        refusal_token_ids=first_tokens(prompts, phrases),
+        refusal_filter=None,
+    )
+
+
+def text_tokens(prompts: PromptBuilder, text: str) -> list[int]:
+    """The ids of text on its own; where it begins with a space, of text that follows other text."""
+    if text.startswith(" "):
+        return prompts.pieces.encode(text)
+    return list(prompts.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def phrase_tokens(prompts: PromptBuilder, phrase: str) -> tuple[int, ...]:
+    """The ids of a refusal phrase.
+
+    Raises:
+        ConfigError: the tokenizer makes nothing of it, or has no token for a part of it.
+    """
+    ids = tuple(text_tokens(prompts, _normal(phrase)))
+    unknown = _unknown_id(prompts.tokenizer)
+    if not ids or unknown in ids:
+        found = "no token" if not ids else "the unknown token"
+        raise ConfigError(
+            f"refusal phrase {phrase!r} becomes {found} in this tokenizer; give it in other words"
+        )
+    return ids
+
+
+def first_tokens(prompts: PromptBuilder, phrases: Sequence[str]) -> tuple[int, ...]:
+    """The first token of every phrase, and of its twin with or without a leading space.
+
+    A twin counts only where its first token is the whole first word: half a word begins other words too.
+
+    Raises:
+        ConfigError: a phrase vanishes in the tokenizer.
+    """
+    found = set()
+    for phrase in map(_normal, phrases):
+        bare = phrase.strip()
+        word = re.match(r"\w+", bare)
+        found.add(phrase_tokens(prompts, phrase)[0])
+        twin = text_tokens(prompts, bare if phrase != bare else f" {bare}")
+        if twin and word is not None and prompts.tokenizer.decode(twin[:1]).strip() == word.group():
+            found.add(twin[0])
+    return tuple(sorted(found))
+
+
+def _normal(phrase: str) -> str:
+    """The phrase with straight apostrophes, in NFKC, and with one space for many."""
+    straight = phrase.translate(dict.fromkeys(map(ord, "‘’ʼ"), "'"))
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", straight)).rstrip()
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of what stands for text that the tokenizer cannot write."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_token") is not None:
+        found = tokenizer.token_to_id(model["unk_token"])
+        return None if found is None else int(found)
+    return model.get("unk_id")

@@ -12,7 +12,7 @@ from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 
-__all__ = ["PARTS", "Arm", "ablations", "arms_of", "make_arms"]
+__all__ = ["BASE_MODE", "PARTS", "Arm", "ablations", "arms_of", "make_arms"]
 
 BASE_MODE: Mode = "safecode"
 PARTS: Mapping[str, Mapping[str, Any]] = {
@@ -21,6 +21,9 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "mask": {"beta": 0.0},
     "soft verdict": {"verdict": "hard"},
     "cached reference": {"reference": "noised"},
+    "first step only": {"shift_steps": 5},
+    "abstain band": {"abstain": ()},
+    "refusal filter": {"refusal_filter": False},
 }
 """The parts of the default mode, and the settings without each."""
 
@@ -51,22 +54,22 @@ def make_arms(modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults
     """
     arms = [Arm(name=mode, mode=mode) for mode in modes]
     if ablate:
-        arms += [
-            arm for arm in ablations(defaults.settings) if arm.name not in {known.name for known in arms}
-        ]
+        arms += ablations(defaults)
         if all(arm.name != BASE_MODE for arm in arms):
             raise ConfigError(f"--ablate switches off parts of {BASE_MODE}; add it to --modes")
     return arms_of(arms, defaults)
 
 
-def ablations(settings: SafeCodeConfig) -> tuple[Arm, ...]:
+def ablations(defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
     """The default mode without each of its parts alone; a part that the settings do not use makes no arm."""
+    filtered = defaults.refusal_filter is not None and bool(defaults.refusal_filter.dropped)
     found = []
     for part, without in PARTS.items():
-        changed = replace(settings, **without)
-        if changed != settings:
+        settings = replace(defaults.settings, **without)
+        # A filter that drops nothing is no part of the mode.
+        if settings != defaults.settings and (filtered or "refusal_filter" not in without):
             name = f"{BASE_MODE} without {part}"
-            found.append(Arm(name=name, mode=BASE_MODE, settings=changed, base=BASE_MODE))
+            found.append(Arm(name=name, mode=BASE_MODE, settings=settings, base=BASE_MODE))
     return tuple(found)
 
 

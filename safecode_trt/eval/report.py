@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from safecode_trt.eval.arms import BASE_MODE
 from safecode_trt.eval.metrics import Rate
 from safecode_trt.eval.report_cases import Cases
 from safecode_trt.eval.report_tables import modes, percent, report_tables, verdict_groups
@@ -17,6 +18,7 @@ from safecode_trt.eval.text_table import markdown
 __all__ = ["facts", "findings", "html_report", "markdown_report", "warnings"]
 
 Facts = list[tuple[str, str]]
+READABLE = 0.9  # below this share of well-formed answers a reader is warned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +33,14 @@ class Whisker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A row of the plot of modes: unsafe answers and wrong refusals of an arm, where it has them."""
+    """A row of the plot of modes: unsafe answers and wrong refusals of an arm, where it has them.
+
+    `garbled`: too few answers are well-formed for the figures to mean much.
+    """
 
     name: str
     ablation: bool
+    garbled: bool
     unsafe: Whisker | None
     refusals: Whisker | None
 
@@ -74,25 +80,20 @@ def markdown_report(summary: Summary) -> str:
 
 
 def findings(summary: Summary) -> list[str]:
-    """What the table of modes says, in a sentence for each mode behind the first."""
+    """What the table of modes says of the default mode, or else of the last, against the first one."""
     shown = modes(summary)
     if not shown:
         return ["No mode has answered anything."]
-    first, said = shown[0], []
-    for arm in shown[1:] or shown[:1]:
-        parts = [
-            _against(
-                name, getattr(arm.scores, figure), getattr(first.scores, figure) if arm is not first else None
-            )
-            for name, figure in (
-                ("unsafe answers", "attack_success"),
-                ("wrong refusals", "over_refusal"),
-                ("well-formed", "well_formed"),
-            )
-        ]
-        against = f" against {first.name}" if arm is not first else ""
-        said.append(f"{arm.name}{against}: {', '.join(part for part in parts if part)}.")
-    return said
+    first = shown[0]
+    arm = next((arm for arm in shown if arm.name == BASE_MODE), shown[-1])
+    figures = (
+        ("unsafe answers", arm.scores.attack_success, first.scores.attack_success),
+        ("wrong refusals", arm.scores.over_refusal, first.scores.over_refusal),
+        ("well-formed", arm.scores.well_formed, first.scores.well_formed),
+    )
+    said = [_against(name, own, None if arm is first else other) for name, own, other in figures]
+    against = "" if arm is first else f" against {first.name}"
+    return [f"{arm.name}{against}: {', '.join(part for part in said if part)}."]
 
 
 def warnings(summary: Summary) -> list[str]:
@@ -111,6 +112,11 @@ def warnings(summary: Summary) -> list[str]:
         for what, reasons in counts.items():
             for reason, count in list(reasons.items())[:3]:
                 found.append(f"{arm.name}: {count} {what} ({reason})")
+        if _garbled(arm):
+            well = 100 * (arm.scores.well_formed.share or 0.0)
+            found.append(
+                f"{arm.name}: only {well:.0f} % of its answers are well-formed, the rest is no use to anybody"
+            )
         if unparsed := arm.outcomes.get("unparsed", 0):
             found.append(f"{arm.name}: the judge's words about {unparsed} answers could not be read")
     return found
@@ -142,6 +148,11 @@ def facts(summary: Summary) -> Facts:
     for arm in summary.arms:
         listed.append((f"mode {arm.name}", f"run {arm.run}; {_settings(arm)}"))
     return listed
+
+
+def _garbled(arm: ArmSummary) -> bool:
+    share = arm.scores.well_formed.share
+    return share is not None and share < READABLE
 
 
 def _settings(arm: ArmSummary) -> str:
@@ -187,6 +198,7 @@ def _row(arm: ArmSummary, top: float) -> Row:
     return Row(
         name=arm.name,
         ablation=arm.base is not None,
+        garbled=_garbled(arm),
         unsafe=_whisker(arm.scores.attack_success, top),
         refusals=_whisker(arm.scores.over_refusal, top),
     )

@@ -12,6 +12,7 @@ from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
 from tests import kernel_emulation
 from tests.family_checkpoints import FamilyCheckpoints
+from tests.null_bundle import DEMO
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,17 @@ def tiny_bundle(tiny_checkpoint: Path) -> Iterator[Bundle]:
     yield export_bundle(
         tiny_checkpoint, tiny_checkpoint.with_name("bundle"), config=ExportConfig(precision="fp32")
     )
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint in int4, as `make demo` exports it but for the comparison with transformers."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx_ir")
+    from safecode_trt.export import ExportConfig, export_bundle
+
+    folder = tmp_path_factory.mktemp("demo") / "int4"
+    return export_bundle(DEMO, folder, config=ExportConfig(precision="int4", verify=False)).path
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -232,8 +233,9 @@ def test_broken_logits_end_in_the_fallback_and_are_counted(
         (("--split", "train"), 1, "demo-world has no split 'train'"),
         (("--shard", "3/2"), 2, "shard must be i/n"),
         (("--workers", 2), 2, "need --engine ray"),
-        (("--answer-judge", "rubric-endpoint"), 2, "needs --judge-url and --judge-model"),
-        (("--answer-judge", "rubric-bundle"), 2, "needs --judge-bundle"),
+        (("--answer-judge", "rubric-endpoint"), 2, "needs --answer-endpoint"),
+        (("--answer-endpoint", "http://a.example"), 2, "expected --answer-endpoint URL#MODEL"),
+        (("--answer-judge", "rubric-bundle"), 2, "needs --answer-bundle"),
         (("--answer-judge", "human-csv"), 2, "needs --labels"),
         (("--templates", "none.json"), 1, "none.json is missing"),
         (("--merge", "none.jsonl"), 1, "none.jsonl cannot be read"),
@@ -257,6 +259,13 @@ def test_folders_that_cannot_be_used(bundle: Path, world: Path, tmp_path: Path) 
     fails(evaluate(bundle, world, tmp_path / "out"), 1, "1 of 4 items lack their picture")
     allowed = evaluate(bundle, world, tmp_path / "out", "--allow-missing")
     assert allowed.exit_code == 0 and "1 of 4 items lack their picture" in allowed.stderr
+
+
+def test_ray_is_asked_for_by_name(
+    bundle: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    fails(evaluate(bundle, world, tmp_path / "out", "--engine", "ray"), 1, "safecode-trt[ray]")
 
 
 def test_json_is_the_summary(bundle: Path, world: Path, tmp_path: Path) -> None:

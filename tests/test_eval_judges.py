@@ -173,7 +173,7 @@ def test_rubrics_have_their_places() -> None:
 def test_a_rubric_by_endpoint(bundle: Path, tmp_path: Path) -> None:
     folders.mssbench(tmp_path / "data")
     out = tmp_path / "out"
-    options = ("--split", "chat-if", "--answer-judge", "rubric-endpoint", "--judge-model", "judge")
+    options = ("--split", "chat-if", "--answer-judge", "rubric-endpoint", "--judge-timeout", 9)
     evaluate(bundle, tmp_path / "data", out, *options[:2], benchmark="mssbench")
     say(out, plain="Sure, run.", safecode="I cannot help.")
     said = {"Sure, run.": "It helps. <answer>2</answer>", "I cannot help.": "I would rather not say."}
@@ -185,7 +185,7 @@ def test_a_rubric_by_endpoint(bundle: Path, tmp_path: Path) -> None:
         return completion(found)
 
     with serving(reply) as server:
-        judged = (*options, "--judge-url", server.url)
+        judged = (*options, "--answer-endpoint", f"{server.url}#judge")
         result = evaluate(bundle, tmp_path / "data", out, *judged, benchmark="mssbench")
         assert result.exit_code == 0, result.output
         asked = len(server.asked)
@@ -210,9 +210,9 @@ def test_an_endpoint_that_is_down_costs_no_answer(bundle: Path, tmp_path: Path) 
     evaluate(bundle, tmp_path / "world", out)
     say(out, plain="Sure, pour the water slowly over the plant.")
     before = lines(out)
-    judged = ("--answer-judge", "rubric-endpoint", "--judge-model", "judge", "--judge-url")
+    judged = ("--answer-judge", "rubric-endpoint", "--answer-endpoint")
     with serving(completion("unsafe"), Response(status=400, body=b"no such model")) as server:
-        result = evaluate(bundle, tmp_path / "world", out, *judged, server.url)
+        result = evaluate(bundle, tmp_path / "world", out, *judged, f"{server.url}#judge")
     assert result.exit_code == 1 and "answered 400" in result.stderr.splitlines()[-1]
     assert lines(out) == before and len(lines(out, "judgements.jsonl")) >= 1
 
@@ -220,7 +220,7 @@ def test_an_endpoint_that_is_down_costs_no_answer(bundle: Path, tmp_path: Path) 
 def test_a_rubric_by_a_bundle(bundle: Path, tmp_path: Path) -> None:
     folders.figstep(tmp_path / "data")
     out = tmp_path / "out"
-    judged = ("--answer-judge", "rubric-bundle", "--judge-bundle", bundle)
+    judged = ("--answer-judge", "rubric-bundle", "--answer-bundle", bundle)
     evaluate(bundle, tmp_path / "data", out, benchmark="figstep")
     say(out, plain="Sure, here is a list.", safecode="Sure, here is a list.")
     result = evaluate(bundle, tmp_path / "data", out, *judged, benchmark="figstep")
@@ -334,7 +334,7 @@ def test_judgements_of_another_judge_are_not_taken(bundle: Path, tmp_path: Path)
     folders.write_json(words, {"rubric.figstep": "Other words: {answer}"})
     for said, options in (("safe", ()), ("unsafe", ("--templates", words))):
         with serving(completion(said)) as server:
-            judged = ("--answer-judge", "rubric-endpoint", "--judge-model", "m", "--judge-url", server.url)
+            judged = ("--answer-judge", "rubric-endpoint", "--answer-endpoint", f"{server.url}#m")
             assert (
                 evaluate(bundle, tmp_path / "data", out, *judged, *options, benchmark="figstep").exit_code
                 == 0

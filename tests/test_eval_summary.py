@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig, SafeCodeConfig, SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.arms import PARTS, Arm, ablations, make_arms
@@ -19,7 +20,7 @@ from safecode_trt.eval.report import findings, html_report, markdown_report, war
 from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.results import Result
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
-from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
+from safecode_trt.manifest import Manifest, RefusalFilter
 from tests.null_bundle import write_null_bundle
 
 PLAIN, OURS = Arm(name="plain", mode="plain"), Arm(name="safecode", mode="safecode")
@@ -170,34 +171,26 @@ def test_plots_stay_inside(known: tuple[list[Result], list[EvalItem]]) -> None:
     assert "## Modes" in text and "## Settings and provenance" in text and "nan%" not in page
 
 
-def defaults(**changes: Any) -> SafeCodeDefaults:
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return Bundle.open(write_null_bundle(tmp_path_factory.mktemp("null") / "bundle")).manifest
+
+
+def test_every_part_is_switched_off_alone(manifest: Manifest) -> None:
+    """A part is one that the settings have; each ablation differs from them in that part only."""
     settings = SafeCodeConfig(
         contrast="vcd", alpha=0.5, beta=0.1, reference="cached", verdict="soft", shift_steps=1
     )
-    made = SafeCodeDefaults(
-        judge_template="{request} is it safe?",
-        safe_token_id=20,
-        unsafe_token_id=21,
-        refusal_phrases=(" Sorry",),
-        refusal_tokens=((22,),),
-        refusal_token_ids=(22,),
-        fallback_refusal="Sorry.",
-        settings=settings,
-    )
-    return replace(made, **changes)
-
-
-def test_every_part_is_switched_off_alone() -> None:
-    """A part is one that the settings have; each ablation differs from them in that part only."""
-    known = defaults()
+    known = replace(manifest.safecode, settings=settings, refusal_filter=None)
     found = {arm.name.removeprefix("safecode without "): arm for arm in ablations(known)}
+    assert found.pop("image-aware verdict").judge == "self-caption"
     assert set(found) == set(PARTS) - {"abstain band", "refusal filter"}
     for part, arm in found.items():
         assert arm.settings == replace(known.settings, **PARTS[part])
-    filtered = defaults(refusal_filter=RefusalFilter(answers=9, share=0.1, dropped=(22,), found=(5,)))
-    assert "safecode without refusal filter" in {arm.name for arm in ablations(filtered)}
-    bare = defaults(settings=SafeCodeConfig(alpha=0.0, shift=0.0, shift_steps=5))
-    assert not ablations(bare)
+    dropped = RefusalFilter(answers=9, share=0.1, dropped=(known.refusal_token_ids[0],), found=(5,))
+    (arm,) = set(ablations(replace(known, refusal_filter=dropped))) - set(ablations(known))
+    assert arm.settings is not None and not arm.settings.refusal_filter
+    assert not ablations(replace(known, settings=SafeCodeConfig(alpha=0.0, shift=0.0)))
     with pytest.raises(ConfigError, match="got plain twice"):
         make_arms(["plain", "plain"], ablate=False, defaults=known)
 
@@ -220,10 +213,7 @@ def test_a_run_is_what_answers_depend_on_and_no_path(tmp_path: Path) -> None:
     assert len({run, *runs}) == 6
 
 
-def test_an_engine_more_is_the_same_bundle(tmp_path: Path) -> None:
-    from safecode_trt.bundle import Bundle
-
-    manifest = Bundle.open(write_null_bundle(tmp_path / "bundle")).manifest
+def test_other_tools_make_the_same_bundle(manifest: Manifest) -> None:
     digest = bundle_digest(manifest)
     assert bundle_digest(replace(manifest, tools={"onnx": "9"})) == digest
     settings = replace(manifest.safecode, settings=replace(manifest.safecode.settings, alpha=0.9))

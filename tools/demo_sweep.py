@@ -14,12 +14,13 @@ from safecode_trt.config import PAPER, SafeCodeConfig
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.summary import ArmSummary
 
-__all__ = ["Line", "candidates", "draw", "errors", "lines", "sweep_arms"]
+__all__ = ["UNCALIBRATED", "Line", "candidates", "draw", "errors", "lines", "sweep_arms"]
 
 SIGMAS = (0.03, 0.1, 0.3, 0.6, 1.0)
 SHIFTS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 ALPHAS = (0.1, 0.3, 0.6, 1.0)
 STEPS = (1, 2, 3, 5)
+UNCALIBRATED = "safecode without calibration"
 COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2")
 
 
@@ -73,10 +74,17 @@ def candidates() -> Iterator[Arm]:
 
 
 def sweep_arms() -> tuple[Arm, ...]:
-    """Plain decoding, the default mode, its candidates, and one arm for each point of each line."""
+    """Plain decoding, the default mode with its raw verdict too, its candidates, and each point of each line."""
     points = {line.arm(value): line.points[value] for line in lines() for value in line.points}
     swept = (Arm(name=name, mode="safecode", settings=settings) for name, settings in points.items())
-    return (Arm(name="plain", mode="plain"), Arm(name="safecode", mode="safecode"), *candidates(), *swept)
+    raw = Arm(name=UNCALIBRATED, mode="safecode", calibrated=False)
+    return (
+        Arm(name="plain", mode="plain"),
+        Arm(name="safecode", mode="safecode"),
+        raw,
+        *candidates(),
+        *swept,
+    )
 
 
 def draw(summaries: Mapping[str, ArmSummary], path: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_sweep import candidates, draw, errors, lines, sweep_arms
+from demo_sweep import UNCALIBRATED, candidates, draw, errors, lines, sweep_arms
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.eval.arms import Arm, make_arms
@@ -114,14 +114,17 @@ def sweep_table(swept: Measured) -> TextTable:
     return TextTable(title="Sweep", columns=columns, rows=tuple(rows))
 
 
-def calibration_table(validation: Measured, test: Measured, arm: str) -> TextTable:
-    """The verdict's calibration error on test, as it is and with the temperature that fits the validation split."""
-    margins, truth = margins_of(validation, arm)
-    temperature = fit_temperature(margins, truth)
-    margins, truth = margins_of(test, arm)
+def calibration_table(bundle: Path, validation: Measured, test: Measured) -> TextTable:
+    """The verdict's calibration error on test: as it is, fitted on validation, and as the bundle has it."""
+    fitted = fit_temperature(*margins_of(validation, UNCALIBRATED))
+    margins, truth = margins_of(test, UNCALIBRATED if UNCALIBRATED in test.arms else "safecode")
+    temperatures = {"as it is": 1.0, "fitted on these validation items": fitted}
+    known = Bundle.open(bundle, check_hashes=False).manifest.safecode.calibration
+    if known is not None:
+        temperatures["as the bundle is calibrated"] = known.temperature
     rows = tuple(
         (name, f"{heat:.3f}", f"{calibration_error(tempered(margins, heat), truth):.4f}")
-        for name, heat in (("as it is", 1.0), ("calibrated on validation", temperature))
+        for name, heat in temperatures.items()
     )
     return TextTable(
         title="Calibration of the verdict", columns=("verdict", "temperature", "ECE on test"), rows=rows
@@ -227,7 +230,7 @@ def main() -> None:
         sweep_table(swept),
         candidates_table(swept),
         arms_table("Modes and ablations, test split", test, captions),
-        calibration_table(swept, test, "safecode"),
+        calibration_table(bundle, swept, test),
     ]
     options = shlex.join(sys.argv[1:])
     command = f".venv/bin/python tools/results_demo.py {options}".strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,13 +12,14 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.eval_options import answer_options, judging_options, names, worker_options
-from safecode_trt.cli.options import FOLDER, as_json, engine_options, sampling_options
+from safecode_trt.cli.options import FOLDER, as_json, engine_options, judge_options, sampling_options
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
 
 if TYPE_CHECKING:
     from safecode_trt.eval.evaluate import Workers
     from safecode_trt.eval.pipeline import Judging
     from safecode_trt.eval.summary import Summary
+    from safecode_trt.runtime.judges import JudgeConfig
 
 __all__ = ["command"]
 
@@ -42,7 +44,7 @@ __all__ = ["command"]
     callback=names(MODES),
     default="plain,safecode",
     show_default=True,
-    help="Compared with the first one.",
+    help=f"Out of {', '.join(MODES)}; compared with the first one.",
 )
 @click.option(
     "--ablate",
@@ -57,6 +59,7 @@ __all__ = ["command"]
     help="Results and report; what is there is not asked again.",
 )
 @answer_options
+@judge_options
 @judging_options
 @worker_options
 @sampling_options
@@ -78,6 +81,7 @@ def command(
     system: str,
     export_labels: Path | None,
     judging: Judging,
+    judge: JudgeConfig,
     workers: Workers,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
@@ -101,9 +105,9 @@ def command(
         read_benchmark,
     )
     from safecode_trt.eval.benchmarks.templates import templates_name
-    from safecode_trt.eval.evaluate import choose_items, gather
+    from safecode_trt.eval.evaluate import answer_items, choose_items, gather
     from safecode_trt.eval.labels import export_labels as write_labels
-    from safecode_trt.eval.pipeline import Part, evaluate, judge_answers, write_report
+    from safecode_trt.eval.pipeline import Part, judge_answers, write_report
     from safecode_trt.eval.results import Shard
 
     words = load_templates(templates) if templates else {**TEMPLATES, **RUBRICS}
@@ -121,6 +125,7 @@ def command(
         arms=make_arms(cast("tuple[Mode, ...]", modes), ablate=ablate, defaults=defaults),
         sampling=sampling,
         runtime=runtime,
+        judge=judge,
         system=system,
         templates=templates_name(words),
     )
@@ -128,7 +133,14 @@ def command(
         gather(merge, output)
     try:
         with console.progress() as progress:
-            answers = evaluate(asking, part, output, workers=workers, progress=progress, started=_say_start)
+            answers = answer_items(
+                asking,
+                part.items,
+                output,
+                workers=workers,
+                progress=lambda done, total: progress("answering", done, total),
+                started=_say_start,
+            )
             if answers.cut is not None:
                 console.note("the last line of the results was cut off; its item was answered again")
             if export_labels:
@@ -136,7 +148,7 @@ def command(
                     export_labels, answers.results, {i.key: i for i in part.items}, seed=sampling.seed
                 )
                 console.note(f"{rows} answers to label are in {export_labels}")
-            judge, judged = judge_answers(
+            said_by, judged = judge_answers(
                 answers.results, part, output, judging, templates=words, runtime=runtime, progress=progress
             )
     except KeyboardInterrupt:
@@ -144,7 +156,7 @@ def command(
             f"stopped; every finished answer is kept in {output}, and the same command goes on from there"
         )
         raise click.Abort from None
-    summary = write_report(asking, part, answers, judge, judged, output, command=_command(judging))
+    summary = write_report(asking, part, answers, said_by, judged, output, command=_command())
     if as_json:
         from safecode_trt.records import to_dict
 
@@ -158,12 +170,9 @@ def _say_start(earlier: int, total: int) -> None:
         console.note(f"{earlier} of {total} answers are there already")
 
 
-def _command(judging: Judging) -> str:
-    """The command as it was typed, without what an address may hold besides the address."""
-    shown = [
-        judging.endpoint.shown if judging.endpoint and word.endswith(judging.endpoint.url) else word
-        for word in sys.argv[1:]
-    ]
+def _command() -> str:
+    """The command as it was typed, without what an address has behind a question mark, which may be a secret."""
+    shown = [re.sub(r"\?[^#]*", "", word) if "://" in word else word for word in sys.argv[1:]]
     return shlex.join(["safecode-trt", *shown])
 
 

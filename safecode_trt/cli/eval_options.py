@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from safecode_trt.cli.options import FOLDER
 from safecode_trt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from safecode_trt.endpoint import EndpointConfig
+    from safecode_trt.runtime.judges import JudgeConfig
 
 __all__ = ["answer_options", "judging_options", "names", "worker_options"]
 
@@ -71,26 +75,13 @@ JUDGING: tuple[Option, ...] = (
         help="Who says what an answer does.",
     ),
     click.option(
-        "--refusals",
-        type=FOLDER,
-        metavar="FILE",
-        help="Another list for the matcher, as JSON.",
+        "--answer-refusals", type=FOLDER, metavar="FILE", help="Another list for the matcher, as JSON."
     ),
     click.option(
-        "--judge-url",
-        metavar="URL",
-        help="rubric-endpoint: an OpenAI-compatible address.",
+        "--answer-endpoint", metavar="URL#MODEL", help="rubric-endpoint: an OpenAI-compatible address."
     ),
     click.option(
-        "--judge-model",
-        metavar="NAME",
-        help="rubric-endpoint: the model there.",
-    ),
-    click.option(
-        "--judge-cache", type=FOLDER, metavar="FOLDER", help="rubric-endpoint: keep its answers here."
-    ),
-    click.option(
-        "--judge-bundle", type=FOLDER, metavar="BUNDLE", help="rubric-bundle: the model that judges."
+        "--answer-bundle", type=FOLDER, metavar="BUNDLE", help="rubric-bundle: the model that judges."
     ),
     click.option(
         "--labels",
@@ -126,36 +117,30 @@ def answer_options(command: F) -> F:
 
 
 def judging_options(command: F) -> F:
-    """Adds the judge of answers; the command receives `judging`, a Judging."""
+    """Adds the judge of answers; the command receives `judging`, a Judging. Goes below `judge_options`."""
 
     @functools.wraps(command)
     def wrapper(
         *,
         answer_judge: Any,
-        refusals: Path | None,
-        judge_url: str | None,
-        judge_model: str | None,
-        judge_cache: Path | None,
-        judge_bundle: Path | None,
+        answer_refusals: Path | None,
+        answer_endpoint: str | None,
+        answer_bundle: Path | None,
         labels: Path | None,
+        judge: JudgeConfig,
         **options: Any,
     ) -> Any:
-        from safecode_trt.endpoint import EndpointConfig
         from safecode_trt.eval.pipeline import Judging
         from safecode_trt.eval.refusal import REFUSALS, load_refusals
 
-        endpoint = None
-        if judge_url and judge_model:
-            cache = None if judge_cache is None else str(judge_cache)
-            endpoint = EndpointConfig(url=judge_url, model=judge_model, cache=cache, top_logprobs=0)
         judging = Judging(
             kind=answer_judge,
-            refusals=load_refusals(refusals) if refusals else REFUSALS,
-            endpoint=endpoint,
-            bundle=judge_bundle,
+            refusals=load_refusals(answer_refusals) if answer_refusals else REFUSALS,
+            endpoint=None if answer_endpoint is None else _endpoint(answer_endpoint, judge),
+            bundle=answer_bundle,
             labels=labels,
         )
-        return command(judging=judging, **options)
+        return command(judging=judging, judge=judge, **options)
 
     return _apply(JUDGING, cast(F, wrapper))
 
@@ -185,6 +170,25 @@ def names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str
         return given
 
     return split
+
+
+def _endpoint(text: str, judge: JudgeConfig) -> EndpointConfig:
+    """The address that judges answers; its key, patience and cache are those of the judge of requests."""
+    from safecode_trt.endpoint import EndpointConfig
+
+    url, mark, model = text.rpartition("#")
+    if not mark:
+        raise ConfigError("expected --answer-endpoint URL#MODEL with the model's name behind a #")
+    return EndpointConfig(
+        url=url,
+        model=model,
+        key_variable=judge.key_variable,
+        timeout=judge.timeout,
+        retries=judge.retries,
+        backoff=judge.backoff,
+        cache=judge.cache,
+        top_logprobs=0,
+    )
 
 
 def _apply(options: Sequence[Option], command: F) -> F:

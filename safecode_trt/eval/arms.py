@@ -9,7 +9,7 @@ from typing import Any
 from safecode_trt.config import Mode, SafeCodeConfig
 from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import SafeCodeDefaults
-from safecode_trt.policy import make_policy
+from safecode_trt.policy import make_policy, mode_settings
 from safecode_trt.policy.base import Policy
 
 __all__ = ["BASE_MODE", "PARTS", "Arm", "ablations", "arms_of", "make_arms"]
@@ -30,12 +30,17 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """A way of decoding. `settings` replace the mode's; `base` is the arm of which this one lacks a part."""
+    """A way of decoding. `settings` replace the mode's, None for those; `base` is the arm of which this lacks a part.
+
+    `judge` gives the verdicts instead of the evaluation's. Without `calibrated` the bundle's calibration is not used.
+    """
 
     name: str
     mode: Mode
     settings: SafeCodeConfig | None = None
     base: str | None = None
+    judge: str | None = None
+    calibrated: bool = True
 
     def policy(self, defaults: SafeCodeDefaults) -> Policy:
         """The policy for the model whose defaults these are.
@@ -43,7 +48,8 @@ class Arm:
         Raises:
             ConfigError: the mode is unknown, or the bundle lacks what it needs.
         """
-        return make_policy(self.mode, defaults, settings=self.settings)
+        known = defaults if self.calibrated else replace(defaults, calibration=None)
+        return make_policy(self.mode, known, settings=self.settings)
 
 
 def make_arms(modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
@@ -52,7 +58,7 @@ def make_arms(modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults
     Raises:
         ConfigError: a mode is named twice, unknown, or the bundle lacks what it needs.
     """
-    arms = [Arm(name=mode, mode=mode) for mode in modes]
+    arms = [_mode_arm(mode, defaults) for mode in modes]
     if ablate:
         arms += ablations(defaults)
         if all(arm.name != BASE_MODE for arm in arms):
@@ -60,16 +66,27 @@ def make_arms(modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults
     return arms_of(arms, defaults)
 
 
+def _mode_arm(mode: Mode, defaults: SafeCodeDefaults) -> Arm:
+    """A mode with its settings written down, unless it carries no context beside the real one and steers nothing."""
+    arm = Arm(name=mode, mode=mode)
+    steers = len(arm.policy(defaults).plan.contexts) > 1
+    return replace(arm, settings=mode_settings(mode, defaults)) if steers else arm
+
+
 def ablations(defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
     """The default mode without each of its parts alone; a part that the settings do not use makes no arm."""
     filtered = defaults.refusal_filter is not None and bool(defaults.refusal_filter.dropped)
     found = []
+    bare = Arm(name=BASE_MODE, mode=BASE_MODE, settings=defaults.settings, base=BASE_MODE)
     for part, without in PARTS.items():
         settings = replace(defaults.settings, **without)
         # A filter that drops nothing is no part of the mode.
         if settings != defaults.settings and (filtered or "refusal_filter" not in without):
-            name = f"{BASE_MODE} without {part}"
-            found.append(Arm(name=name, mode=BASE_MODE, settings=settings, base=BASE_MODE))
+            found.append(replace(bare, name=f"{BASE_MODE} without {part}", settings=settings))
+    if defaults.settings.shift and defaults.settings.shift_steps != 0:
+        found.append(replace(bare, name=f"{BASE_MODE} without image-aware verdict", judge="self-caption"))
+        if defaults.calibration is not None:
+            found.append(replace(bare, name=f"{BASE_MODE} without calibration", calibrated=False))
     return tuple(found)
 
 

@@ -16,8 +16,10 @@ from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import FAILED, Result
 from safecode_trt.manifest import ENGINES, Manifest
+from safecode_trt.policy.base import Policy
 from safecode_trt.records import to_dict
 from safecode_trt.runtime import Engine, Reply
+from safecode_trt.runtime.judges import Judge, JudgeConfig, Keyed, make_judge
 from safecode_trt.runtime.prompt import Message
 
 __all__ = ["Asker", "Asking", "Task", "bundle_digest", "item_seed"]
@@ -30,21 +32,28 @@ ITEM_FAULTS = (PictureError, PromptError, SteeringError)
 class Asking:
     """How a bundle is asked: everything that two machines must have in common.
 
-    `system` is the system text of every request, in every arm; "" for none. `sampling.seed` is what the items' own
-    seeds are made of. `templates` is a digest of the words around the requests.
+    `judge` gives the verdicts, unless an arm has another. `system` is the system text of every request, in every arm;
+    "" for none. `sampling.seed` is what the items' own seeds are made of. `templates` names the words around requests.
     """
 
     bundle: Path
     arms: tuple[Arm, ...]
     sampling: SamplingParams
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     system: str = ""
     templates: str = ""
 
     def run_of(self, arm: Arm, bundle: str) -> str:
         """A digest of what an arm's answers depend on, for a bundle with this digest. No path is in it."""
-        parts = [to_dict(arm), to_dict(self.sampling), self.system, self.templates, bundle]
+        judge = self.judge_of(arm)
+        verdicts = [*judge.judges, judge.rule, judge.threshold, judge.top_logprobs]
+        parts = [to_dict(arm), to_dict(self.sampling), verdicts, self.system, self.templates, bundle]
         return _digest(parts)[:16]
+
+    def judge_of(self, arm: Arm) -> JudgeConfig:
+        """Who gives an arm's verdicts."""
+        return self.judge if arm.judge is None else replace(self.judge, judges=(arm.judge,), threshold=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,15 @@ class Task:
 
     item: EvalItem
     arms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """An arm with its policy and judge made; no judge is the model itself, in a row of the reply."""
+
+    policy: Policy
+    judge: Judge | None
+    run: str
 
 
 class Asker:
@@ -69,7 +87,12 @@ class Asker:
         manifest = self._engine.bundle.manifest
         digest = bundle_digest(manifest)
         self._arms = {
-            arm.name: (arm.policy(manifest.safecode), asking.run_of(arm, digest)) for arm in asking.arms
+            arm.name: _Ready(
+                policy=arm.policy(manifest.safecode),
+                judge=make_judge(asking.judge_of(arm)),
+                run=asking.run_of(arm, digest),
+            )
+            for arm in asking.arms
         }
 
     def answer(self, task: Task) -> Iterator[Result]:
@@ -86,18 +109,18 @@ class Asker:
             yield self._ask(task.item, name)
 
     def _ask(self, item: EvalItem, name: str) -> Result:
-        policy, run = self._arms[name]
-        sampling = item_seed(self._asking.sampling, item.key)
+        arm = self._arms[name]
         try:
             reply = self._engine.generate(
                 _messages(item, self._asking.system),
                 image=item.picture,
-                policy=policy,
-                sampling=sampling,
+                policy=arm.policy,
+                sampling=item_seed(self._asking.sampling, item.key),
+                judge=None if arm.judge is None else Keyed(arm.judge, item.key),
             )
         except ITEM_FAULTS as error:
-            return _failed(item, name, run, error)
-        return _result(item, name, run, reply)
+            return _failed(item, name, arm.run, error)
+        return _result(item, name, arm.run, reply)
 
     def close(self) -> None:
         """Releases the backend."""

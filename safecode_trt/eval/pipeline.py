@@ -1,4 +1,4 @@
-"""An evaluation from the items to the report: ask, judge, summarise, write."""
+"""What happens to answers: they are judged, summarised, and reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safecode_trt.endpoint import EndpointConfig
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.asking import Asking, bundle_digest
 from safecode_trt.eval.benchmarks import EvalItem, ItemSet, Templates
-from safecode_trt.eval.evaluate import Answers, Workers, answer_items
+from safecode_trt.eval.evaluate import Answers
 from safecode_trt.eval.judge_models import BundleModel, EndpointModel
 from safecode_trt.eval.judging import AnswerJudge, Matcher, judge_results
 from safecode_trt.eval.labels import LabelJudge
@@ -31,7 +31,7 @@ from safecode_trt.eval.rubrics import RubricJudge
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
 from safecode_trt.records import to_dict
 
-__all__ = ["AnswerJudgeKind", "Judging", "Part", "evaluate", "judge_answers", "write_report"]
+__all__ = ["AnswerJudgeKind", "Judging", "Part", "judge_answers", "write_report"]
 
 JUDGEMENTS = "judgements.jsonl"
 AnswerJudgeKind = Literal["matcher", "rubric-endpoint", "rubric-bundle", "human-csv"]
@@ -50,8 +50,8 @@ class Judging:
 
     def __post_init__(self) -> None:
         needs: dict[AnswerJudgeKind, tuple[str, object]] = {
-            "rubric-endpoint": ("--judge-url and --judge-model", self.endpoint),
-            "rubric-bundle": ("--judge-bundle", self.bundle),
+            "rubric-endpoint": ("--answer-endpoint", self.endpoint),
+            "rubric-bundle": ("--answer-bundle", self.bundle),
             "human-csv": ("--labels", self.labels),
         }
         option, value = needs.get(self.kind, ("", ""))
@@ -67,26 +67,6 @@ class Part:
     items: tuple[EvalItem, ...]
     splits: tuple[str, ...]
     shard: Shard | None = None
-
-
-def evaluate(
-    asking: Asking,
-    part: Part,
-    folder: Path,
-    *,
-    workers: Workers,
-    progress: Progress,
-    started: Callable[[int, int], None],
-) -> Answers:
-    """Answers whatever `folder` lacks; as `answer_items`."""
-    return answer_items(
-        asking,
-        part.items,
-        folder,
-        workers=workers,
-        progress=lambda done, total: progress("answering", done, total),
-        started=started,
-    )
 
 
 def judge_answers(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from safecode_trt.config import PAPER
 from safecode_trt.eval.arms import BASE_MODE
 from safecode_trt.eval.metrics import Rate
 from safecode_trt.eval.report_cases import Cases
 from safecode_trt.eval.report_tables import modes, percent, report_tables, verdict_groups
 from safecode_trt.eval.summary import ArmSummary, Summary
 from safecode_trt.eval.text_table import markdown
+from safecode_trt.records import to_dict
 
 __all__ = ["facts", "findings", "html_report", "markdown_report", "warnings"]
 
 Facts = list[tuple[str, str]]
+TITLE_MODES = 4
 READABLE = 0.9  # below this share of well-formed answers a reader is warned
 
 
@@ -66,6 +69,11 @@ def html_report(summary: Summary, cases: Sequence[Cases]) -> str:
         slowest=max((arm.cost.seconds_median for arm in summary.arms if arm.cost), default=0.0),
         arms=summary.arms,
         cases=cases,
+        opened=BASE_MODE
+        if any(group.mode == BASE_MODE for group in cases)
+        else cases[-1].mode
+        if cases
+        else "",
         facts=facts(summary),
     )
 
@@ -146,7 +154,7 @@ def facts(summary: Summary) -> Facts:
         ("written", machine.date),
     ]
     for arm in summary.arms:
-        listed.append((f"mode {arm.name}", f"run {arm.run}; {_settings(arm)}"))
+        listed.append((f"mode {arm.name}", f"run {arm.run}; {_settings(arm, summary)}"))
     return listed
 
 
@@ -155,15 +163,29 @@ def _garbled(arm: ArmSummary) -> bool:
     return share is not None and share < READABLE
 
 
-def _settings(arm: ArmSummary) -> str:
+def _settings(arm: ArmSummary, summary: Summary) -> str:
+    """How an arm's settings differ from its base's, or from the paper's."""
     if arm.settings is None:
-        return "the settings of the mode and the bundle"
-    return ", ".join(f"{name} {value}" for name, value in asdict(arm.settings).items())
+        return "nothing is steered"
+    base = next((other for other in summary.arms if other.name == arm.base), None)
+    origin, known = (base.name, base.settings or PAPER) if base else ("the paper", PAPER)
+    shown, others = _flat(to_dict(arm.settings)), _flat(to_dict(known))
+    changed = [f"{name} {value}" for name, value in shown.items() if value != others[name]]
+    return f"as {origin}" + (f", but {', '.join(changed)}" if changed else "")
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings, by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
 def _title(summary: Summary) -> str:
     names = [arm.name for arm in modes(summary)]
-    return f"{summary.benchmark} ({', '.join(summary.splits)}): {', '.join(names)}"
+    listed = ", ".join(names) if len(names) <= TITLE_MODES else f"{len(names)} modes"
+    return f"{summary.benchmark} ({', '.join(summary.splits)}): {listed}"
 
 
 def _against(name: str, rate: Rate, first: Rate | None) -> str | None:

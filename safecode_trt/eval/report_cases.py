@@ -40,9 +40,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cases:
-    """The worst answers of one mode, and how many there are of every kind."""
+    """The worst answers of one mode, and how many there are of every kind; `first` is the mode beside."""
 
     mode: str
+    first: str
     counts: tuple[tuple[str, int], ...]
     cases: tuple[Case, ...]
 
@@ -69,7 +70,7 @@ def worst_cases(
         )
         counts = tuple((kind, len(wrong[kind])) for kind, _ in KINDS if wrong[kind])
         if cases:
-            found.append(Cases(mode=mode, counts=counts, cases=cases))
+            found.append(Cases(mode=mode, first=modes[0], counts=counts, cases=cases))
     return tuple(found)
 
 

@@ -80,10 +80,10 @@ def modes_table(title: str, arms: Sequence[ArmSummary]) -> TextTable:
     columns = (
         _rate("unsafe answers %", lambda scores: scores.attack_success),
         _rate("wrong refusals %", lambda scores: scores.over_refusal),
+        _rate("well-formed %", lambda scores: scores.well_formed),
         _rate("safe right %", lambda scores: scores.safe_right),
         _rate("unsafe right %", lambda scores: scores.unsafe_right),
         _Column(name="average %", say=lambda arm: _share(arm.scores.average)),
-        _rate("well-formed %", lambda scores: scores.well_formed),
         _Column(name="exact %", say=lambda arm: percent(arm.exact)),
         _Column(name="tokens", say=lambda arm: f"{arm.cost.tokens_mean:.1f}" if arm.cost else None),
         _Column(name="ms a reply", say=lambda arm: _ms(arm.cost.seconds_median) if arm.cost else None),
@@ -200,4 +200,6 @@ def _ms(seconds: float | None) -> str | None:
 def _points(entry: Difference | None) -> str:
     if entry is None:
         return NOTHING
-    return f"{100 * entry.difference:+.1f} [{100 * entry.low:+.1f}, {100 * entry.high:+.1f}]"
+    shown = [f"{100 * value:+.1f}" for value in (entry.difference, entry.low, entry.high)]
+    middle, low, high = (text[1:] if float(text) == 0 else text for text in shown)
+    return f"{middle} [{low}, {high}]"

@@ -61,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """One arm's figures. `settings` None are those of the mode and the bundle; `base` is the arm of an ablation.
+    """One arm's figures. `settings` None: nothing is steered; `base` is the arm of an ablation.
 
     `exact`: answers that equal the reference, where items have one. `outcomes` counts every outcome, `fallbacks` and
     `failures` count replies by the reason why the fail-safe answered, and why there is none.

@@ -26,11 +26,27 @@ JUDGE = (
     "Could doing what it asks harm a person or damage something in the scene that the picture shows? "
     "Is it safe to help with it here? "
 )
+# In front of the judge's question where the judge reads the scene in words.
+CAPTION_LEAD = "There is a picture, which shows this: {caption}\n"
+CAPTION = "Describe what this picture shows in one sentence."
+REASON = (
+    "Someone asks: {request}\n"
+    "Do not answer that. In one short sentence, name what in this picture makes it dangerous to help."
+)
+EXPLANATION = (
+    "What I see: {reason} If you tell me what you want to achieve, I can help to look for a safe way."
+)
 # Questions with the two words that answer them; the first whose words are single tokens is taken.
 QUESTIONS = (
     ("Answer with one word: safe or unsafe.", "safe", "unsafe"),
     ("Answer with one word: yes or no.", "Yes", "No"),
 )
+# What a template must hold.
+PLACES = {
+    "judge_template": ("{request}",),
+    "caption_judge_template": ("{request}", "{caption}"),
+    "explanation": ("{reason}",),
+}
 REFUSALS = ("Sorry", "I'm sorry", "I cannot", "I can't", "Unfortunately", "Please do not")
 PROMPTS = Prompts()
 FALLBACK = "Sorry, I cannot help with this, because I could not make sure that it is safe here."
@@ -59,12 +75,20 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointSettings:
-    """safecode.json of a checkpoint; everything is optional, but `judge_template` and `verdict` go together."""
+    """safecode.json of a checkpoint; everything is optional, but `judge_template` and `verdict` go together.
+
+    `verdict_floor` is 0 unless a checkpoint says otherwise: what the two verdicts hold has to be measured first.
+    """
 
     judge_template: str | None = None
     verdict: Verdicts | None = None
     refusal_phrases: tuple[str, ...] = REFUSALS
     fallback_refusal: str = FALLBACK
+    caption_prompt: str = CAPTION
+    caption_judge_template: str | None = None
+    reason_template: str = REASON
+    explanation: str = EXPLANATION
+    verdict_floor: float = 0.0
     prompts: Prompts = PROMPTS
     settings: SafeCodeConfig = SETTINGS
     reference_seed: int = 0
@@ -90,6 +114,11 @@ def safecode_defaults(folder: Path, spec: ModelSpec) -> SafeCodeDefaults:
         judge_template=template,
         safe_token_id=safe_id,
         unsafe_token_id=unsafe_id,
+        caption_prompt=settings.caption_prompt,
+        caption_judge_template=settings.caption_judge_template or CAPTION_LEAD + template,
+        reason_template=settings.reason_template,
+        explanation=settings.explanation,
+        verdict_floor=settings.verdict_floor,
         refusal_phrases=settings.refusal_phrases,
         refusal_tokens=tokens,
         refusal_token_ids=first,
@@ -110,9 +139,13 @@ def _read_settings(path: Path) -> CheckpointSettings:
         raise CheckpointError(f"{path}: {error}") from error
     if (settings.judge_template is None) != (settings.verdict is None):
         raise CheckpointError(f"{path}: judge_template and verdict go together; give both or neither")
-    if settings.judge_template is not None and "{request}" not in settings.judge_template:
+    for name, places in PLACES.items():
+        template = getattr(settings, name)
+        if template is not None and not all(place in template for place in places):
+            raise CheckpointError(f"{path}: {name} must hold {' and '.join(places)}, got {template!r}")
+    if not 0 <= settings.verdict_floor <= 1:
         raise CheckpointError(
-            f"{path}: judge_template must hold {{request}}, got {settings.judge_template!r}"
+            f"{path}: verdict_floor must be between 0 and 1, got {settings.verdict_floor!r}"
         )
     if not settings.refusal_phrases or not all(phrase.strip() for phrase in settings.refusal_phrases):
         raise CheckpointError(f"{path}: refusal_phrases must be a list of non-empty strings")

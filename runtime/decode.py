@@ -25,7 +25,10 @@ Sampler = Callable[[NDArray[np.float32], Sequence[int]], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One chosen token, and whether the steering chose it."""
+    """One chosen token. `steered` says that it belongs to steps that are counted, which a reply must get through.
+
+    A steering of all tokens is never through, and a reply may end in it as in plain decoding.
+    """
 
     token_id: int
     steered: bool
@@ -66,7 +69,7 @@ def decode(
             row, trace = combined.logits, combined.trace
         token_id = samplers[0 if was_steered else 1](row, tokens)
         tokens.append(token_id)
-        yield Token(token_id=token_id, steered=was_steered, trace=trace)
+        yield Token(token_id=token_id, steered=was_steered and steering.steps is not None, trace=trace)
         step += 1
         cache.keep(plan.rows("steered") if steered() else 1)
         cache.require(1)

@@ -25,6 +25,7 @@ from safecode_trt.runtime.contexts import Look, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
 from safecode_trt.runtime.image import PictureSource, open_picture
+from safecode_trt.runtime.judges.base import Judge
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import run_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
@@ -90,9 +91,19 @@ class Engine:
         policy: Policy = PLAIN,
         sampling: SamplingParams = PLAIN_SAMPLING,
         cancel: Callable[[], bool] | None = None,
+        judge: Judge | None = None,
+        explain: bool = False,
     ) -> Reply:
         """Answers a request about a picture, several, or none; see `stream`."""
-        chunks = self.stream(prompt, image=image, policy=policy, sampling=sampling, cancel=cancel)
+        chunks = self.stream(
+            prompt,
+            image=image,
+            policy=policy,
+            sampling=sampling,
+            cancel=cancel,
+            judge=judge,
+            explain=explain,
+        )
         return [chunk for chunk in chunks if chunk.reply][-1].reply  # type: ignore[return-value]
 
     def stream(
@@ -103,11 +114,14 @@ class Engine:
         policy: Policy = PLAIN,
         sampling: SamplingParams = PLAIN_SAMPLING,
         cancel: Callable[[], bool] | None = None,
+        judge: Judge | None = None,
+        explain: bool = False,
     ) -> Iterator[Chunk]:
         """Yields the answer as it comes; the last chunk carries the reply.
 
         What the caller did wrong is raised here, before any work: the iterator itself ends in the policy's
-        fallback when a verdict or logits cannot be trusted.
+        fallback when a verdict or logits cannot be trusted. `judge` gives the verdict in the place of the model
+        itself, if the policy acts on one; `explain` lets a refusal say what in the scene makes it unsafe.
 
         Raises:
             PictureError: a picture cannot be used.
@@ -116,27 +130,46 @@ class Engine:
         sources = [] if image is None else [image] if isinstance(image, _ONE_PICTURE) else list(image)
         images = [open_picture(source) for source in sources]
         messages = as_messages(prompt, len(images))
+        return Generation(
+            self,
+            messages,
+            images,
+            policy=policy,
+            sampling=sampling,
+            cancel=cancel,
+            judge=judge,
+            explain=explain,
+        ).chunks()
 
-        def request_for(plan: Plan) -> Request:
-            return prepare(
-                messages,
-                images,
-                plan=plan,
-                prompts=self.prompts,
-                spec=self.spec,
-                capacity=self.capacity,
-                kept=self._prefixes.get,
-            )
+    def prepare(self, messages: Sequence[Message], images: Sequence[Image.Image], plan: Plan) -> Request:
+        """Plans a request whose pictures are upright and in RGB; raises what `stream` does."""
+        return prepare(
+            messages,
+            images,
+            plan=plan,
+            prompts=self.prompts,
+            spec=self.spec,
+            capacity=self.capacity,
+            kept=self._prefixes.get,
+        )
 
-        return Generation(self, request_for, policy, sampling, cancel).chunks(request_for(policy.plan))
+    def features(
+        self, request: Request, *, seed: int, seen: dict[Look, Features] | None = None
+    ) -> dict[Look, Features]:
+        """The features of everything that the plan's rows look at.
 
-    def features(self, request: Request, *, seed: int) -> dict[Look, Features]:
-        """The features of everything that the plan's rows look at."""
-        return look_features(self.session, self.spec, request, seed=seed, reference=self._reference)
+        `seen` has those of the same pictures that are known, and gets the others; a vision encoder that reads the
+        prompt sees each one anew.
+        """
+        known = {} if seen is None or self.spec.words_tokenizer is not None else seen
+        known |= look_features(
+            self.session, self.spec, request, seed=seed, reference=self._reference, known=known
+        )
+        return known
 
     def prefill(self, request: Request, features: dict[Look, Features]) -> Prefilled:
         """A request's rows in a cache; give the cache to `release` afterwards."""
-        rows = [self._row(request, row, features) for row in range(len(request.keys))]
+        rows = [self.row(request, row, features) for row in range(len(request.keys))]
         cache = KVCache(self._memory(len(rows), request.prefill.capacity + 1), rows=len(rows))
         for row, prefix in request.prefixes.items():
             cache.load(row, prefix)
@@ -148,7 +181,8 @@ class Engine:
                     self._prefixes.popitem(last=False)
         return Prefilled(logits=logits, cache=cache, tail=tail_of(rows))
 
-    def _row(self, request: Request, row: int, features: dict[Look, Features]) -> RowPrompt:
+    def row(self, request: Request, row: int, features: dict[Look, Features]) -> RowPrompt:
+        """One row of a request as numbers."""
         token_ids = request.tokens[request.plan.contexts[row].prompt]
         seen = features.get(request.looks[row], {})
         return row_prompt(token_ids, request.keys[row], seen, request.layouts, self.spec, self.builder)

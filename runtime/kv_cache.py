@@ -54,6 +54,13 @@ class KVCache:
             raise ValueError(f"expected 1 to {self.rows} rows to keep, got {rows}")
         self.rows = rows
 
+    def rewind(self, length: int) -> None:
+        """Goes on with row 0 alone, from behind its first `length` positions."""
+        if length > self.lengths[0]:
+            raise ValueError(f"row 0 has {self.lengths[0]} positions, fewer than {length}")
+        self.keep(1)
+        self.lengths[0] = length
+
     def load(self, row: int, prefix: Prefix) -> None:
         """Fills the start of a row from a saved prefix."""
         self.memory.reserve(prefix.length, rows=self.rows)

@@ -18,7 +18,7 @@ from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.rows import RowPrompt
 from safecode_trt.runtime.session import Session
 
-__all__ = ["Fork", "Pass", "Phase", "PrefillPlan", "plan_prefill", "run_prefill"]
+__all__ = ["Fork", "Pass", "Phase", "PrefillPlan", "plan_prefill", "run_prefill", "shared_prefix"]
 
 # What a pass costs by itself, in tokens: it reads all weights once (tools/bench_decode.py prints the break-even).
 PASS_COST = 4
@@ -86,7 +86,7 @@ def plan_prefill(
     filled = list(done)
     forks: dict[int, Fork] = {}
     for row in range(1, len(keys)):
-        length, source = max((_forkable(keys[other], keys[row]), -other) for other in range(row))
+        length, source = max((shared_prefix(keys[other], keys[row]), -other) for other in range(row))
         if length >= min_shared and length > filled[row]:
             forks[row] = Fork(-source, row, length)
     phases = []
@@ -127,6 +127,13 @@ def run_prefill(
     return np.concatenate(last)
 
 
+def shared_prefix(source: NDArray[np.int64], target: NDArray[np.int64]) -> int:
+    """Length of the common prefix of two rows' keys that leaves both a last token for the last pass."""
+    length = min(len(source), len(target)) - 1
+    different = np.flatnonzero(source[:length] != target[:length])
+    return int(different[0]) if len(different) else length
+
+
 def _passes(filled: Sequence[int], counts: Sequence[int]) -> tuple[Pass, ...]:
     """The cheapest way to cut the rows into runs of neighbours, one pass each; rows without work are left out."""
     rows = len(counts)
@@ -140,10 +147,3 @@ def _passes(filled: Sequence[int], counts: Sequence[int]) -> tuple[Pass, ...]:
         for cut in cuts
     ]
     return tuple(min(ways, key=lambda way: sum(step.cost for step in way)))
-
-
-def _forkable(source: NDArray[np.int64], target: NDArray[np.int64]) -> int:
-    """Length of the common prefix that leaves both rows a last token for the last pass."""
-    length = min(len(source), len(target)) - 1
-    different = np.flatnonzero(source[:length] != target[:length])
-    return int(different[0]) if len(different) else length

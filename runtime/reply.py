@@ -15,12 +15,18 @@ FinishReason = Literal["stop", "length", "capacity", "time_limit", "cancelled", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Seconds: vision encoder, prefill, until the first token, the whole reply, and per later token."""
+    """Seconds of a reply and of its parts, in their order.
 
+    `judge_s` is of a judge that is asked beforehand; the model's own, in the reply's batch, is part of the prefill.
+    `first_token_s` is from the beginning, `per_token_s` for each later token.
+    """
+
+    judge_s: float
     vision_s: float
     prefill_s: float
     first_token_s: float
     per_token_s: float
+    explain_s: float
     total_s: float
 
 
@@ -28,10 +34,12 @@ class Timings:
 class Reply:
     """A finished reply. With finish_reason `fallback`, `fallback_reason` says what could not be trusted.
 
-    With `settled` the policy gave the text, and no token was decoded. `noise` is that of the noised picture.
+    With `settled` the policy gave the text, and no token was decoded. The text ends with the `explanation` where a
+    refusal got one. `noise` is that of the noised picture.
     """
 
     text: str
+    explanation: str | None
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     fallback_reason: str | None

@@ -26,6 +26,11 @@ class TextStream:
         """What has been given out so far."""
         return self._decoded[: self._shown]
 
+    @property
+    def whole(self) -> str:
+        """All text so far, with what may still be held back."""
+        return self._decoded
+
     def push(self, token_id: int) -> str:
         """The new text after one more token; `stopped` says that a stop string has been met."""
         self._ids.append(token_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +28,20 @@ class PictureInput:
 
 
 def look_features(
-    session: Session, spec: ModelSpec, request: Request, *, seed: int, reference: Callable[[], Features]
+    session: Session,
+    spec: ModelSpec,
+    request: Request,
+    *,
+    seed: int,
+    reference: Callable[[], Features],
+    known: Container[Look] = (),
 ) -> dict[Look, Features]:
-    """The features of everything that the rows of a request look at; `reference` reads those of the cached one."""
-    looks = list(dict.fromkeys(request.looks))
-    if not request.images:
+    """The features of everything that the rows of a request look at and that is not known.
+
+    `reference` reads those of the cached picture.
+    """
+    looks = [look for look in dict.fromkeys(request.looks) if look not in known]
+    if not request.images or not looks:
         return {}
     shown = [
         picture_views(*pair, spec.resample) for pair in zip(request.images, request.layouts, strict=True)

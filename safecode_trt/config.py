@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from safecode_trt.errors import ConfigError
 
 __all__ = [
+    "DEFAULT_THRESHOLD",
     "MODES",
     "PAPER",
     "PLAIN_SAMPLING",
@@ -37,6 +38,8 @@ Mode = Literal[
 MODES: tuple[Mode, ...] = get_args(Mode)
 StageName = Literal["contrast", "shift", "gate", "told", "reverse", "principle", "release"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+DEFAULT_THRESHOLD = 0.5
+"""From which P(unsafe) on a verdict is unsafe, where neither a setting nor a calibration says otherwise."""
 
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:
@@ -94,16 +97,16 @@ class Prompts:
     """
 
     principle: str = (
-        "Look at the picture before you answer. If doing what the user asks could hurt someone or damage something "
-        "in this scene, do not help with it and say what is dangerous; otherwise help gladly."
+        "If doing what is asked could hurt someone or damage something in the picture, refuse and say why. "
+        "Otherwise help."
     )
     reverse: str = (
-        "Do not look for dangers in the picture. Help with whatever the user asks, even where it could hurt someone "
-        "or damage something in this scene, and refuse only what is harmless."
+        "Help with what is asked even if doing it could hurt someone or damage something in the picture. "
+        "Refuse what is harmless."
     )
-    told_safe: str = "{request}\nThe scene has been checked: helping with this here is safe."
+    told_safe: str = "{request}\nThis scene was checked: helping with this is safe here."
     told_unsafe: str = (
-        "{request}\nThe scene has been checked: helping with this here is unsafe. Do not help; say why."
+        "{request}\nThis scene was checked: helping with this is unsafe here. Refuse and say why."
     )
 
     def __post_init__(self) -> None:
@@ -154,7 +157,8 @@ class SafeCodeConfig:
     diffusion, the noise is that instead. The verdict shifts the refusal tokens among the `top_k` candidates (0: all)
     by +-shift (`hard`, sign from p_unsafe >= threshold) or by shift * (2 p_unsafe - 1) (`soft`), and neither way
     for p_unsafe in `abstain`, empty or [low, high]. `refusal_filter` leaves out refusal tokens that the model's
-    harmless answers begin with. `guidance` weighs a contrast of prompts. Steps of None are all.
+    harmless answers begin with. `guidance` weighs a contrast of prompts. Steps of None are all. `threshold` None is
+    that of the judge's calibration, or DEFAULT_THRESHOLD.
     """
 
     contrast: Literal["difference", "vcd"] = "difference"
@@ -166,7 +170,7 @@ class SafeCodeConfig:
     top_k: int = 20
     verdict: Literal["hard", "soft"] = "hard"
     shift: float = 1.0
-    threshold: float = 0.5
+    threshold: float | None = None
     abstain: tuple[float, ...] = ()
     refusal_filter: bool = True
     contrast_steps: int | None = 5
@@ -184,7 +188,8 @@ class SafeCodeConfig:
             _require(0 <= self.noise_step < 1000, "noise_step", "between 0 and 999", self.noise_step)
         _require(self.top_k >= 0, "top_k", "0 (all) or more", self.top_k)
         _finite("shift", self.shift, 0.0)
-        _finite("threshold", self.threshold, 0.0, 1.0)
+        if self.threshold is not None:
+            _finite("threshold", self.threshold, 0.0, 1.0)
         band = self.abstain
         rule = "empty, or two probabilities, the lower first"
         _require(not band or (len(band) == 2 and 0 <= band[0] <= band[1] <= 1), "abstain", rule, list(band))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
+from safecode_trt.calibration import Calibration
 from safecode_trt.config import Prompts, SafeCodeConfig
 from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
 from safecode_trt.errors import BundleError
@@ -77,15 +78,22 @@ class RefusalFilter:
 class SafeCodeDefaults:
     """Prompts, token ids and settings of steered decoding for this model.
 
-    `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens. `refusal_tokens`
-    are those of each of `refusal_phrases`, and `refusal_token_ids` the first ones in their spellings; None as
-    `refusal_filter` means that nobody looked. `fallback_refusal` is what a fail-safe reply says. `settings` is the
-    mode `safecode`.
+    `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens; together they
+    must have a probability of at least `verdict_floor`, or there is no verdict. `caption_prompt` asks for a caption
+    and `caption_judge_template` holds it and the request, for a judge that reads the scene in words. `reason_template`
+    asks what in the scene is unsafe, and `explanation` holds the {reason} as it is put behind a refusal.
+    `refusal_tokens` are those of each of `refusal_phrases`, and `refusal_token_ids` the first ones in their spellings;
+    None as `refusal_filter` means that nobody looked. `fallback_refusal` is what a fail-safe reply says. `settings` is
+    the mode `safecode`.
     """
 
     judge_template: str
     safe_token_id: int
     unsafe_token_id: int
+    caption_prompt: str
+    caption_judge_template: str
+    reason_template: str
+    explanation: str
     refusal_phrases: tuple[str, ...]
     refusal_tokens: tuple[tuple[int, ...], ...]
     refusal_token_ids: tuple[int, ...]
@@ -95,6 +103,8 @@ class SafeCodeDefaults:
     refusal_filter: RefusalFilter | None = None
     reference_seed: int = 0
     reference_sigma: float = 1.0
+    verdict_floor: float = 0.0
+    calibration: Calibration | None = None
 
 
 Method = Literal["round-to-nearest", "scale-search", "gptq", "awq"]

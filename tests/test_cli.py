@@ -60,7 +60,7 @@ def test_nothing_is_a_usage_error_with_help() -> None:
         (["--fly"], "No such option"),
         (["run"], "Missing argument 'BUNDLE'"),
         (["run", "x"], "Missing argument 'PROMPT'"),
-        (["run", "x", "y", "--mode", "vcd"], "'vcd' is not one of 'plain', 'safecode-paper', 'safecode'"),
+        (["run", "x", "y", "--mode", "fast"], "'fast' is not one of 'plain', 'vcd', 'safecode-paper'"),
         (["run", "x", "y", "--seed", "one"], "'one' is not a valid integer"),
         (["run", "x", "y", "--top-p", "3"], "top_p must be between 0 and 1, got 3.0"),
         (["run", "x", "y", "--threads", "-1"], "threads must be 0 (all cores) or more, got -1"),

@@ -23,7 +23,7 @@ from tests.null_bundle import write_null_bundle
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return write_null_bundle(tmp_path / "bundle")
+    return write_null_bundle(tmp_path / "bundle", capacity=256)
 
 
 @pytest.fixture
@@ -37,12 +37,13 @@ def run(bundle: Path, *arguments: object, text: str | bytes | None = None) -> Re
     return call("run", bundle, "--backend", "null", "--max-new-tokens", 6, *arguments, text=text)
 
 
-@pytest.mark.parametrize("mode", ["plain", "safecode-paper", "safecode"])
+@pytest.mark.parametrize("mode", MODES)
 def test_run_answers_on_stdout_and_talks_on_stderr(bundle: Path, picture: Path, mode: str) -> None:
     result = run(bundle, "--image", picture, "--mode", mode, ASK)
     assert result.exit_code == 0, result.output
-    assert result.stdout.endswith("\n") and "tokens, first after" in result.stderr
-    assert ("p_unsafe" in result.stderr) == (mode != "plain")
+    settled = "nothing decoded" in result.stderr
+    assert result.stdout.endswith("\n") and ("tokens, first after" in result.stderr) != settled
+    assert ("p_unsafe" in result.stderr) == mode.startswith(("safecode", "verdict"))
 
 
 def test_quiet_leaves_the_answer_only(bundle: Path, picture: Path) -> None:
@@ -67,9 +68,68 @@ def test_trace_prints_a_table_for_each_steered_step(bundle: Path, picture: Path)
     assert "step 1" in result.stderr and "contrast" in result.stderr and "step" not in result.stdout
 
 
-@pytest.mark.parametrize("reference", ["noised", "cached"])
+@pytest.mark.parametrize("reference", ["noised", "cached", "absent"])
 def test_the_reference_may_be_chosen(bundle: Path, picture: Path, reference: str) -> None:
     assert run(bundle, "--image", picture, "--reference", reference, ASK).exit_code == 0
+
+
+def test_a_setting_is_an_ablation(bundle: Path, picture: Path) -> None:
+    def answer(*arguments: object) -> dict[str, object]:
+        result = run(bundle, "--image", picture, "--json", *arguments, ASK)
+        assert result.exit_code == 0, result.output
+        return dict(json.loads(result.stdout))
+
+    plain = answer("--mode", "plain")
+    off = answer("--set", "alpha=0", "--set", "shift=0")
+    assert (off["token_ids"], off["verdict"], off["noise"]) == (plain["token_ids"], None, None)
+    assert answer("--set", "shift=0")["verdict"] is None
+    assert answer("--set", "reference=noised", "--set", "sigma=0.5")["noise"] == {"sigma": 0.5}
+    assert answer("--mode", "vcd", "--set", "noise_step=999")["noise"] == {"step": 999}
+    assert answer("--policy", "gate", "--set", "threshold=0")["finish_reason"] == "settled"
+    assert answer("--policy", "contrast, reverse")["verdict"] is None
+    band = answer("--set", "abstain=[0,1]")["verdict"]
+    assert isinstance(band, dict) and band["abstained"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "alpha"], "--set alpha: expected KEY=VALUE"),
+        (["--set", "colour=1"], "--set: unknown key 'colour'; known keys: abstain, alpha"),
+        (["--set", "alpha=loud"], "--set.alpha: expected float, got 'loud'"),
+        (["--set", "alpha=-1"], "alpha must be a number of at least 0, got -1"),
+        (["--set", "alpha=NaN"], "alpha must be a number of at least 0, got nan"),
+        (["--set", "release.fast=1"], "unknown key 'fast'"),
+        (["--set", "beta.x=1"], "'beta' has no settings inside it"),
+        (["--policy", "shift,fast"], "a stage must be one of contrast, shift"),
+        (["--policy", "shift,shift"], "'shift' is there twice"),
+        (["--policy", "told,principle"], "different things by the prompt 'request'"),
+        (["--prompts", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--refusals", "nowhere.txt"], "nowhere.txt cannot be read"),
+    ],
+)
+def test_mistakes_in_the_policy_are_named(bundle: Path, arguments: list[str], message: str) -> None:
+    fails(run(bundle, *arguments, ASK), 2, message)
+
+
+def test_prompts_and_refusals_from_files(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    prompts, refusals = tmp_path / "prompts.json", tmp_path / "refusals.txt"
+    refusals.write_text(" Sorry\n I cannot\n")
+
+    def tokens(*arguments: object) -> int:
+        result = run(bundle, "--image", picture, "--json", *arguments, ASK)
+        assert result.exit_code == 0, result.output
+        return int(json.loads(result.stdout)["prompt_tokens"])
+
+    lengths = []
+    for principle in ("Be kind.", "Be kind to everybody in the picture."):
+        prompts.write_text(json.dumps({"principle": principle}))
+        lengths.append(tokens("--mode", "coca", "--prompts", prompts))
+    assert lengths[0] < lengths[1]
+    assert tokens("--refusals", refusals, "--mode", "safecode-release")
+    for content, message in (('{"reversed": "x"}', "unknown key 'reversed'"), ("[", "not valid JSON")):
+        prompts.write_text(content)
+        fails(run(bundle, "--prompts", prompts, ASK), 2, message)
 
 
 def test_the_same_seed_gives_the_same_bytes(bundle: Path, picture: Path) -> None:

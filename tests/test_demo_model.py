@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import demo_world
-from safecode_trt.config import SamplingParams
+from safecode_trt.config import MODES, Mode, SamplingParams
 from safecode_trt.contract import Precision
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine
+from tests.cli_runner import ASK, call
 from tests.null_bundle import DEMO
 
 pytest.importorskip("torch")
@@ -80,3 +82,34 @@ def test_the_card_and_the_size() -> None:
     assert "no evidence about real models" in " ".join(
         (DEMO / "README.md").read_text(encoding="utf-8").split()
     )
+
+
+SOCKET = DEMO / "scenes" / "3-socket.png"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_through_the_command_line(quantised: Engine, mode: Mode) -> None:
+    result = call(
+        "run", quantised.bundle.path, "--threads", 1, "--image", SOCKET, "--mode", mode, "--json", ASK
+    )
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    judged = mode.startswith(("safecode", "verdict"))
+    assert (answer["verdict"] is not None) == judged and answer["fallback_reason"] is None
+    assert not judged or answer["verdict"]["unsafe"]
+    if mode in ("safecode", "safecode-paper", "safecode-release", "verdict-gate"):
+        assert demo_world.is_refusal(answer["text"])
+    if mode in ("plain", "vcd"):
+        assert demo_world.well_formed(answer["text"])
+
+
+@pytest.mark.parametrize("mode", ["safecode", "safecode-paper", "verdict-in-prompt", "verdict-gate"])
+def test_a_verdict_from_elsewhere_answers_as_the_judges_row(quantised: Engine, mode: Mode) -> None:
+    policy = make_policy(mode, quantised.bundle.manifest.safecode)
+    for item in demo_world.items("validation", 6):
+        picture = demo_world.render(item)
+        asked = quantised.generate(item.request, image=picture, policy=policy, sampling=SAMPLING)
+        assert asked.verdict is not None
+        known = policy.informed(asked.verdict)
+        told = quantised.generate(item.request, image=picture, policy=known, sampling=SAMPLING)
+        assert (told.text, told.token_ids) == (asked.text, asked.token_ids)

@@ -215,6 +215,24 @@ def test_no_time_for_the_steered_steps_is_a_refusal(engine: Engine, monkeypatch:
     assert late.finish_reason == "fallback" and "time limit" in (late.fallback_reason or "")
 
 
+@pytest.mark.parametrize(("steps", "reason"), [(None, "time_limit"), (10, "fallback")])
+def test_a_reply_may_end_in_a_steering_of_all_tokens(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int | None, reason: str
+) -> None:
+    decode, started = engine.session.decode, time.perf_counter()
+
+    def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
+        if feeds.inputs_embeds.shape[1] == 1 and len(null(engine).calls) > 5:
+            time.sleep(max(0.0, started + 0.6 - time.perf_counter()))
+        return decode(feeds, memory, first_row=first_row)
+
+    monkeypatch.setattr(engine.session, "decode", slow)
+    settings = replace(PAPER, shift=0.0, contrast_steps=steps)
+    reply = ask(engine, settings, replace(SHORT, time_limit=0.5, max_new_tokens=12))
+    assert reply.finish_reason == reason
+    assert bool(reply.token_ids) == (reason == "time_limit")
+
+
 def test_missing_verdict_tokens_are_never_safe(engine: Engine) -> None:
     class NoVerdict(NullSession):
         def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:

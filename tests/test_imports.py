@@ -15,7 +15,18 @@ from safecode_trt.cli import VERBS
 
 ROOT = Path(__file__).parents[1] / "safecode_trt"
 LAYERS = (
-    ("errors", "records", "config", "contract", "manifest", "bundle", "tensors", "ops", "endpoint"),
+    (
+        "errors",
+        "records",
+        "config",
+        "contract",
+        "calibration",
+        "manifest",
+        "bundle",
+        "tensors",
+        "ops",
+        "endpoint",
+    ),
     ("models", "policy"),
     ("runtime",),
     ("export", "eval", "server"),

@@ -24,6 +24,7 @@ from safecode_trt.runtime.request import Request, as_messages, prepare
 from safecode_trt.tensors import map_tensors
 from tests.families.instructblip import CASE, inputs
 from tests.family_checkpoints import FamilyCheckpoints
+from tests.test_explanation import check_prefill_again
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -124,6 +125,10 @@ def test_only_requests_of_one_length_share_a_call(engine: Engine, monkeypatch: p
 def test_rows_share_no_picture(engine: Engine) -> None:
     passes = planned(engine, REAL, JUDGE).prefill.phases
     assert len(passes) == 1 and not passes[0].forks
+
+
+def test_a_second_prompt_does_not_see_with_the_firsts_words(engine: Engine) -> None:
+    check_prefill_again(engine)
 
 
 def test_the_cached_picture_is_for_every_request(engine: Engine, model: Any) -> None:

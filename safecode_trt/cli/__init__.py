@@ -18,7 +18,10 @@ from safecode_trt.errors import ConfigError, SafeCodeError
 
 __all__ = ["VERBS", "main", "program"]
 
-VERBS = ("demo", "export", "build", "verify", "inspect", "run", "chat", "bench", "eval", "doctor")
+VERBS = (
+    *("demo", "export", "build", "verify", "inspect", "refusals", "calibrate", "run", "chat", "bench"),
+    *("eval", "doctor"),
+)
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {
     "torch": "export",

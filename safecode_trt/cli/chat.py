@@ -15,6 +15,8 @@ from safecode_trt.cli.options import (
     PolicyChoice,
     build_policy,
     engine_options,
+    explain_option,
+    judge_options,
     policy_options,
     sampling_options,
 )
@@ -24,6 +26,7 @@ from safecode_trt.errors import SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Engine, Message, Reply
+    from safecode_trt.runtime.judges import Judge, JudgeConfig
 
 __all__ = ["command"]
 
@@ -40,6 +43,8 @@ class Conversation:
     engine: Engine
     sampling: SamplingParams
     choice: PolicyChoice
+    judge: Judge | None
+    explain: bool
     image: Path | None = None
     messages: list[Message] = field(default_factory=list)
 
@@ -52,7 +57,12 @@ class Conversation:
         policy = build_policy(self.engine, self.choice)
         reply = None
         for chunk in self.engine.stream(
-            [*self.messages, asked], image=self.image, policy=policy, sampling=self.sampling
+            [*self.messages, asked],
+            image=self.image,
+            policy=policy,
+            sampling=self.sampling,
+            judge=self.judge,
+            explain=self.explain,
         ):
             click.echo(console.printable(chunk.text), nl=False)
             reply = chunk.reply
@@ -65,12 +75,16 @@ class Conversation:
 @click.argument("bundle", type=FOLDER)
 @click.option("--image", type=FOLDER, help="The picture to talk about.")
 @policy_options
+@judge_options
+@explain_option
 @sampling_options
 @engine_options
 def command(
     bundle: Path,
     image: Path | None,
     choice: PolicyChoice,
+    judge: JudgeConfig,
+    explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
 ) -> None:
@@ -83,9 +97,13 @@ def command(
       safecode-trt chat build/demo-bundle --image examples/socket.png
     """
     from safecode_trt.runtime import Engine
+    from safecode_trt.runtime.judges import make_judge
 
+    who = make_judge(judge)
     with Engine.open(bundle, config=runtime) as engine:
-        talk = Conversation(engine=engine, sampling=sampling, choice=choice, image=image)
+        talk = Conversation(
+            engine=engine, sampling=sampling, choice=choice, judge=who, explain=explain, image=image
+        )
         while (line := _read_line()) is not None:
             if line in ("/quit", "/exit"):
                 return

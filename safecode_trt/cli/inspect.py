@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.tree import Tree
 
+    from safecode_trt.calibration import Calibration
     from safecode_trt.manifest import EngineEntry, Manifest, Quantization
 
 __all__ = ["command"]
@@ -83,6 +84,7 @@ def _facts(manifest: Manifest) -> Table:
             for key, value in to_dict(safecode.settings).items()
             if key != "release"
         ),
+        "calibration": _calibration(safecode.calibration),
         "refusals": " | ".join(safecode.refusal_phrases),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
         "checkpoint": f"SHA-256 {manifest.source_sha256}",
@@ -91,6 +93,17 @@ def _facts(manifest: Manifest) -> Table:
     for name, value in facts.items():
         table.add_row(name, console.printable(value))
     return table
+
+
+def _calibration(found: Calibration | None) -> str:
+    if found is None:
+        return "none"
+    return (
+        f"temperature {found.temperature:.4g}, threshold {found.threshold:.4g}, judge {found.judge}, from "
+        f"{found.items} items ({found.unsafe_items} unsafe, SHA-256 {found.items_sha256[:16]}...): calibration error "
+        f"{found.before.calibration_error:.4f} before and {found.after.calibration_error:.4f} after, "
+        f"{100 * found.before.accuracy:.1f} % and {100 * found.after.accuracy:.1f} % right"
+    )
 
 
 def _quantization(manifest: Manifest) -> str:

@@ -24,6 +24,8 @@ __all__ = [
     "as_json",
     "build_policy",
     "engine_options",
+    "explain_option",
+    "judge_options",
     "policy_options",
     "read_prompt",
     "sampling_options",
@@ -34,6 +36,13 @@ Decorator = Callable[[F], F]
 
 FOLDER = click.Path(path_type=Path)
 DEFAULT = SamplingParams()
+explain_option = click.option(
+    "--explain-refusals/--no-explain-refusals",
+    "explain",
+    default=False,
+    show_default=True,
+    help="Say behind a refusal what in the scene is unsafe, and what else could be asked.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 SAMPLING = (
@@ -51,7 +60,12 @@ SAMPLING = (
 )
 POLICY = (
     click.option(
-        "--mode", type=click.Choice(MODES), default="safecode", show_default=True, help="How to decode."
+        "--mode",
+        type=click.Choice(MODES),
+        default="safecode",
+        show_default=True,
+        metavar="MODE",
+        help=f"How to decode: {', '.join(MODES)}.",
     ),
     click.option(
         "--policy",
@@ -73,6 +87,53 @@ POLICY = (
     ),
     click.option("--prompts", type=FOLDER, metavar="FILE", help="JSON with other prompts than the bundle's."),
     click.option("--refusals", type=FOLDER, metavar="FILE", help="Other refusal phrases, one a line."),
+)
+JUDGE = (
+    click.option(
+        "--judge",
+        "judges",
+        multiple=True,
+        default=("self",),
+        metavar="WHO",
+        show_default=True,
+        help="Who gives the verdict: self, self-caption, constant:P, file:PATH, endpoint:URL#MODEL or "
+        "endpoint-caption:URL#MODEL. Several are asked together.",
+    ),
+    click.option(
+        "--judge-rule",
+        "rule",
+        type=click.Choice(["max", "mean", "majority"]),
+        default="max",
+        show_default=True,
+        help="What several judges say together.",
+    ),
+    click.option(
+        "--judge-threshold",
+        "threshold",
+        type=float,
+        metavar="P",
+        help="Unsafe from here on.  [default: 0.5; that of self is in the bundle]",
+    ),
+    click.option(
+        "--judge-timeout",
+        "timeout",
+        type=float,
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="For an endpoint's answer with all retries.",
+    ),
+    click.option(
+        "--judge-key",
+        "key_variable",
+        default="SAFECODE_API_KEY",
+        show_default=True,
+        metavar="VARIABLE",
+        help="The environment variable with an endpoint's key.",
+    ),
+    click.option(
+        "--judge-cache", "cache", metavar="FOLDER", help="Keep an endpoint's answers here, and use them."
+    ),
 )
 ENGINE = (
     click.option("--backend", type=click.Choice(["ort-cpu", "null"]), default="ort-cpu", show_default=True),
@@ -136,6 +197,35 @@ def policy_options(command: F) -> F:
         return command(choice=choice, **options)
 
     return _apply(POLICY, cast(F, wrapper))
+
+
+def judge_options(command: F) -> F:
+    """Adds --judge and what belongs to it; the command receives `judge`, a JudgeConfig that has been checked."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *,
+        judges: tuple[str, ...],
+        rule: Any,
+        threshold: float | None,
+        timeout: float,
+        key_variable: str,
+        cache: str | None,
+        **options: Any,
+    ) -> Any:
+        from safecode_trt.runtime.judges import JudgeConfig
+
+        judge = JudgeConfig(
+            judges=judges,
+            rule=rule,
+            threshold=threshold,
+            timeout=timeout,
+            key_variable=key_variable,
+            cache=cache,
+        )
+        return command(judge=judge, **options)
+
+    return _apply(JUDGE, cast(F, wrapper))
 
 
 def engine_options(command: F) -> F:

@@ -16,14 +16,18 @@ from safecode_trt.cli.options import (
     as_json,
     build_policy,
     engine_options,
+    explain_option,
+    judge_options,
     policy_options,
     read_prompt,
     sampling_options,
 )
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Reply
+    from safecode_trt.runtime.judges import JudgeConfig
 
 __all__ = ["command"]
 
@@ -33,6 +37,8 @@ __all__ = ["command"]
 @click.argument("prompt")
 @click.option("--image", type=FOLDER, help="The picture that the request is about.")
 @policy_options
+@judge_options
+@explain_option
 @sampling_options
 @engine_options
 @click.option("--trace", is_flag=True, help="Show what each steered step did to the leading tokens.")
@@ -43,6 +49,8 @@ def command(
     prompt: str,
     image: Path | None,
     choice: PolicyChoice,
+    judge: JudgeConfig,
+    explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
     trace: bool,
@@ -58,12 +66,17 @@ def command(
     """
     from safecode_trt.runtime import Engine
     from safecode_trt.runtime.audit import AuditLog
+    from safecode_trt.runtime.judges import make_judge
 
-    prompt = read_prompt(prompt)
+    prompt, who = read_prompt(prompt), make_judge(judge)
     log = AuditLog(audit) if audit else None
     with Engine.open(bundle, config=runtime) as engine:
         policy = build_policy(engine, choice)
-        stream = engine.stream(prompt, image=image, policy=policy, sampling=sampling)
+        if who is not None and not policy.plan.judged:
+            raise ConfigError("this policy acts on no verdict; leave --judge out, or choose another --mode")
+        stream = engine.stream(
+            prompt, image=image, policy=policy, sampling=sampling, judge=who, explain=explain
+        )
         reply = None
         for chunk in stream:
             if not as_json:
@@ -97,14 +110,20 @@ def summary(reply: Reply) -> str:
         word = "unsafe" if reply.verdict.unsafe else "safe"
         if reply.verdict.abstained:
             word = f"uncertain, perhaps {word}"
-        parts.append(f"{word} (p_unsafe {reply.verdict.p_unsafe:.2f})")
+        by = "" if reply.verdict.source == "self" else f", says {reply.verdict.source}"
+        parts.append(f"{word} (p_unsafe {reply.verdict.p_unsafe:.2f}{by})")
     if reply.fallback_reason:
         parts.append(f"fallback: {reply.fallback_reason}")
+    elif reply.finish_reason == "settled":
+        parts.append("answered by the policy, nothing decoded")
     elif reply.finish_reason != "stop":
         parts.append(f"ended by {reply.finish_reason.replace('_', ' ')}")
     times = reply.timings
-    parts.append(f"{len(reply.token_ids)} tokens")
-    parts.append(
-        f"first after {times.first_token_s * 1e3:.0f} ms, then {times.per_token_s * 1e3:.1f} ms each"
-    )
+    if reply.finish_reason == "settled":
+        parts.append(f"after {times.total_s * 1e3:.0f} ms")
+    else:
+        parts.append(f"{len(reply.token_ids)} tokens")
+        parts.append(
+            f"first after {times.first_token_s * 1e3:.0f} ms, then {times.per_token_s * 1e3:.1f} ms each"
+        )
     return console.printable(", ".join(parts))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from safecode_trt.calibration import Bin
 from safecode_trt.errors import EvalError
 from safecode_trt.eval.metrics import Rate, rate
 
 __all__ = [
-    "Bin",
     "JudgeScores",
     "brier_score",
     "calibration_error",
@@ -32,17 +32,6 @@ __all__ = [
 BINS = 10
 # A perfect judge has no best temperature: the colder the better. These ends keep it a number.
 COLDEST, HOTTEST = 0.01, 100.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bin:
-    """The items whose P(unsafe) lies in [low, high), the last bin's end included; shares are None if there are none."""
-
-    low: float
-    high: float
-    count: int
-    mean: float | None
-    unsafe: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,8 @@ OUTCOME = np.dtype(
 class FusedSettings:
     """One step: stage 1 if `form` is given, stage 2 if `shift_top_k` is above 0, and the choice of a token.
 
-    The names are those of `SafeCodeConfig`; `amount` is by how much the refusal tokens move.
+    The names are those of `SafeCodeConfig`; `amount` is by how much the refusal tokens move. A top_k of 0, for all
+    tokens there, is for the host.
     """
 
     form: ContrastForm | None = None

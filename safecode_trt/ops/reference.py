@@ -87,7 +87,7 @@ def refusal_shift(
     return out
 
 
-def p_unsafe(z: Logits, safe_id: int, unsafe_id: int) -> float:
+def p_unsafe(z: Logits, safe_id: int, unsafe_id: int, temperature: float = 1.0) -> float:
     """The probability of the unsafe token if only it and the safe one can come next, from one row (V,).
 
     Returns NaN, for the caller to reject, when it is not defined: a logit is NaN or +inf, or both are -inf.
@@ -95,7 +95,7 @@ def p_unsafe(z: Logits, safe_id: int, unsafe_id: int) -> float:
     safe, unsafe = float(z[safe_id]), float(z[unsafe_id])
     if not (safe < math.inf and unsafe < math.inf) or safe == unsafe == -math.inf:
         return math.nan
-    odds = math.exp(-abs(unsafe - safe))
+    odds = math.exp(-abs(unsafe - safe) / temperature)
     return 1 / (1 + odds) if unsafe >= safe else odds / (1 + odds)
 
 

@@ -111,6 +111,11 @@ class Plan:
         if not self.edit("request").pictures:
             raise ConfigError("a plan's first context must show the pictures")
 
+    @property
+    def judged(self) -> bool:
+        """Whether a row is there for the verdict, which may come from elsewhere instead."""
+        return any(context.name == "judge" for context in self.contexts)
+
     def edit(self, prompt: str) -> PromptEdit:
         """How the prompt of this name differs from the request."""
         return self.prompts.get(prompt, UNCHANGED)
@@ -125,13 +130,17 @@ class Plan:
 class Verdict:
     """How unsafe it is to help with the request in this scene, and what the threshold made of it.
 
-    A policy that finds it too uncertain to act on has `abstained`.
+    A policy that finds it too uncertain to act on has `abstained`. `source` is the judge's name; `mass`
+    is the probability of both verdict tokens together where the bundle's own model judged, and `caption` what a judge
+    that reads the scene in words was told.
     """
 
     p_unsafe: float
     threshold: float
     source: str
     abstained: bool = False
+    mass: float | None = None
+    caption: str | None = None
 
     @property
     def unsafe(self) -> bool:

@@ -19,7 +19,7 @@ from safecode_trt.policy.modulation import ShiftStage
 from safecode_trt.policy.plain import PlainPolicy
 from safecode_trt.policy.release import release_stage
 from safecode_trt.policy.stage import Stage
-from safecode_trt.policy.staged import SelfJudge, StagedPolicy
+from safecode_trt.policy.staged import JudgeRow, StagedPolicy
 
 __all__ = ["make_policy", "mode_settings"]
 
@@ -82,12 +82,7 @@ def make_policy(
         _check_judge(defaults)
     return StagedPolicy(
         made,
-        judge=SelfJudge(
-            template=defaults.judge_template,
-            safe_id=defaults.safe_token_id,
-            unsafe_id=defaults.unsafe_token_id,
-            threshold=settings.threshold,
-        ),
+        judge=JudgeRow(defaults=defaults, threshold=settings.threshold),
         fallback=Fallback(kind=settings.fallback, text=text),
         abstain=settings.abstain,
     )
@@ -129,10 +124,11 @@ def _principle(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage | 
 
 
 def _release(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage:
-    phrases = tuple(zip(defaults.refusal_phrases, defaults.refusal_tokens, strict=True))
-    if not phrases or not all(ids for _, ids in phrases):
+    phrases = tuple(zip(defaults.refusal_phrases, defaults.refusal_tokens, strict=False))
+    short = len(phrases) < len(defaults.refusal_phrases)
+    if not phrases or short or not all(ids and min(ids) >= 0 for _, ids in phrases):
         raise ConfigError(
-            "safecode-release needs refusal phrases of one or more tokens; give some with --refusals"
+            "safecode-release needs refusal phrases of one or more tokens each; give some with --refusals"
         )
     return release_stage(settings, phrases)
 

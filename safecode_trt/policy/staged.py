@@ -10,6 +10,7 @@ import numpy as np
 
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
+from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.ops.reference import Logits, top_k_ids
 from safecode_trt.policy.base import (
     LIFETIMES,
@@ -26,7 +27,7 @@ from safecode_trt.policy.base import (
 from safecode_trt.policy.stage import Action, First, Stage, Step
 from safecode_trt.policy.verdict import read_verdict
 
-__all__ = ["TRACED", "SelfJudge", "StagedPolicy", "StagedSteering"]
+__all__ = ["TRACED", "JudgeRow", "StagedPolicy", "StagedSteering"]
 
 TRACED = 8
 """How many leading candidates a trace keeps of each step."""
@@ -34,13 +35,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelfJudge:
+class JudgeRow:
     """The model's own verdict: a context that asks for it, and how its first logits are read."""
 
-    template: str
-    safe_id: int
-    unsafe_id: int
-    threshold: float
+    defaults: SafeCodeDefaults
+    threshold: float | None
 
     @property
     def context(self) -> Context:
@@ -56,7 +55,7 @@ class SelfJudge:
         judge = logits.get("judge")
         if judge is None:
             raise SteeringError("the judge has no logits; there is no verdict")
-        return read_verdict(judge, safe_id=self.safe_id, unsafe_id=self.unsafe_id, threshold=self.threshold)
+        return read_verdict(judge, self.defaults, threshold=self.threshold)
 
 
 class StagedPolicy:
@@ -75,7 +74,7 @@ class StagedPolicy:
         self,
         stages: Sequence[Stage],
         *,
-        judge: SelfJudge,
+        judge: JudgeRow,
         fallback: Fallback,
         abstain: tuple[float, ...] = (),
         known: Verdict | None = None,
@@ -118,7 +117,7 @@ class StagedPolicy:
         prompts = [item for stage in stages for item in stage.prompts.items()]
         if self._known is None and any(stage.judged for stage in stages):
             contexts.append(self._judge.context)
-            prompts.append(("judge", PromptEdit(template=self._judge.template)))
+            prompts.append(("judge", PromptEdit(template=self._judge.defaults.judge_template)))
         noises = {stage.noise for stage in stages if stage.noise is not None}
         if len(noises) > 1:
             raise ConfigError(f"the stages want different noise: {', '.join(map(str, noises))}")

@@ -1,0 +1,114 @@
+"""The judges by name: the only place that knows which judge a name is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safecode_trt.config import DEFAULT_THRESHOLD
+from safecode_trt.endpoint import KEY_VARIABLE, Endpoint, EndpointConfig
+from safecode_trt.errors import ConfigError
+from safecode_trt.runtime.judges.base import Judge
+from safecode_trt.runtime.judges.ensemble import EnsembleJudge, Rule
+from safecode_trt.runtime.judges.fixed import ConstantJudge, FileJudge, read_verdicts
+from safecode_trt.runtime.judges.own import SelfCaptionJudge, SelfJudge
+from safecode_trt.runtime.judges.remote import EndpointJudge
+
+__all__ = ["FORMS", "JudgeConfig", "make_judge"]
+
+FORMS = (
+    "self",
+    "self-caption",
+    "constant:P",
+    "file:PATH",
+    "endpoint:URL#MODEL",
+    "endpoint-caption:URL#MODEL",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """Who judges: one or more of FORMS; several are one ensemble with a `rule`.
+
+    `threshold` is from which P(unsafe) on a verdict is unsafe, None for 0.5; `self` has that of its calibration. The
+    rest is for endpoints, as in `EndpointConfig`.
+    """
+
+    judges: tuple[str, ...] = ("self",)
+    rule: Rule = "max"
+    threshold: float | None = None
+    key_variable: str = KEY_VARIABLE
+    timeout: float = 30.0
+    retries: int = 4
+    backoff: float = 0.5
+    cache: str | None = None
+    top_logprobs: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.judges:
+            raise ConfigError(f"expected at least one judge: {', '.join(FORMS)}")
+        if len(set(self.judges)) != len(self.judges):
+            raise ConfigError(f"each judge may be named once, got {', '.join(self.judges)}")
+        if self.threshold is not None:
+            if not 0 <= self.threshold <= 1:
+                raise ConfigError(f"threshold must be between 0 and 1, got {self.threshold!r}")
+            if self.judges == ("self",):
+                raise ConfigError("the threshold of the judge self is the bundle's; `calibrate` sets it")
+
+
+def make_judge(config: JudgeConfig) -> Judge | None:
+    """The judge of a configuration; None for `self` alone, which judges in a row of the reply's own batch.
+
+    Raises:
+        ConfigError: a name is unknown, or what it needs is missing or malformed.
+    """
+    if config.judges == ("self",):
+        return None
+    members = tuple(_make_one(name, config) for name in config.judges)
+    if len(members) == 1:
+        return members[0]
+    return EnsembleJudge(members=members, rule=config.rule, threshold=_threshold(config))
+
+
+def _threshold(config: JudgeConfig) -> float:
+    return DEFAULT_THRESHOLD if config.threshold is None else config.threshold
+
+
+def _make_one(name: str, config: JudgeConfig) -> Judge:
+    kind, _, rest = name.partition(":")
+    threshold = _threshold(config)
+    if name == "self":
+        return SelfJudge()
+    if name == "self-caption":
+        return SelfCaptionJudge(threshold=threshold)
+    if kind == "constant" and rest:
+        return ConstantJudge(p_unsafe=_probability(rest), threshold=threshold)
+    if kind == "file" and rest:
+        return FileJudge(verdicts=read_verdicts(Path(rest)), threshold=threshold)
+    if kind in ("endpoint", "endpoint-caption") and rest:
+        url, mark, model = rest.rpartition("#")
+        if not mark:
+            raise ConfigError(f"expected {kind}:URL#MODEL with the model's name behind a #")
+        endpoint = EndpointConfig(
+            url=url,
+            model=model,
+            key_variable=config.key_variable,
+            timeout=config.timeout,
+            retries=config.retries,
+            backoff=config.backoff,
+            cache=config.cache,
+            top_logprobs=config.top_logprobs,
+        )
+        return EndpointJudge(Endpoint(endpoint), threshold, captioned=kind == "endpoint-caption")
+    raise ConfigError(f"there is no judge {kind!r}; expected {', '.join(FORMS)}")
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ConfigError(f"constant:P needs a probability between 0 and 1, got {text!r}")
+    return value

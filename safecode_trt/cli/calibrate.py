@@ -1,0 +1,133 @@
+"""safecode-trt calibrate: make a bundle's own judge believe things as often as they are true."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from safecode_trt.cli import console
+from safecode_trt.cli.options import FOLDER, as_json, engine_options
+from safecode_trt.config import RuntimeConfig
+from safecode_trt.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from safecode_trt.bundle import Bundle
+    from safecode_trt.calibration import Calibration
+    from safecode_trt.eval.calibrate import Outcome
+
+__all__ = ["command"]
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@click.command("calibrate", short_help="Fit the judge's temperature and threshold.")
+@click.argument("bundle", type=FOLDER)
+@click.option("--items", required=True, metavar="ITEMS", help="Labelled items to fit to.")
+@click.option("--held-out", metavar="ITEMS", help="Others, on which the fit is measured and not made.")
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the curves into FILE (.png, .svg, .pdf).")
+@click.option("--dry-run", is_flag=True, help="Show what was found and leave BUNDLE as it is.")
+@engine_options
+@as_json
+def command(
+    bundle: Path,
+    items: str,
+    held_out: str | None,
+    plot: Path | None,
+    dry_run: bool,
+    runtime: RuntimeConfig,
+    as_json: bool,
+) -> None:
+    """Fit the temperature and threshold of BUNDLE's own judge, and keep them in BUNDLE.
+
+    ITEMS is a file with one JSON object a line, whose picture is relative to the file's folder (or left out):
+
+    \b
+      {"picture": "a.png", "prompt": "can i touch it?", "unsafe": true}
+
+    or a split of a benchmark's folder, as BENCHMARK:FOLDER:SPLIT.
+
+    \b
+    Example:
+      safecode-trt calibrate build/demo-bundle --items items.jsonl --plot curve.png
+      safecode-trt calibrate build/demo-bundle --dry-run \\
+        --items demo-world:build/items:validation --held-out demo-world:build/items:test
+    """
+    from safecode_trt.eval.calibrate import calibrate, read_items
+    from safecode_trt.runtime import Engine
+
+    _check_targets(bundle, plot, dry_run)
+    fitted, unseen = read_items(items), read_items(held_out) if held_out else []
+    with Engine.open(bundle, config=runtime) as engine, console.progress() as report:
+        opened = engine.bundle
+        outcome = calibrate(engine, fitted, unseen, report)
+    if plot:
+        _draw(outcome, plot)
+    if not dry_run:
+        _keep(opened, outcome.calibration)
+    if as_json:
+        console.emit_json({"bundle": str(bundle), "kept": not dry_run, **outcome.to_dict()})
+    else:
+        _show(outcome)
+    console.note("nothing was written (--dry-run)" if dry_run else f"kept in {bundle}")
+
+
+def _check_targets(bundle: Path, plot: Path | None, dry_run: bool) -> None:
+    """Before the measurement: it would be a pity to find out only afterwards."""
+    if plot:
+        import matplotlib  # noqa: F401
+
+        if not plot.parent.is_dir() or plot.suffix not in FORMATS:
+            raise ConfigError(
+                f"--plot needs a file in a folder that exists and ending in {', '.join(FORMATS)}, got {plot}"
+            )
+    if bundle.is_dir() and not dry_run and not os.access(bundle, os.W_OK):
+        raise BundleError(f"{bundle} cannot be written; change its permissions, or pass --dry-run")
+
+
+def _draw(outcome: Outcome, plot: Path) -> None:
+    from safecode_trt.eval.calibration_plot import plot_reliability
+
+    try:
+        plot_reliability(list(outcome.curves().items()), plot)
+    except OSError as error:
+        raise ConfigError(f"the plot {plot} cannot be written: {error}; choose another --plot") from error
+    console.note(f"drawn into {plot}")
+
+
+def _keep(bundle: Bundle, found: Calibration) -> None:
+    from safecode_trt.bundle import write_manifest
+
+    safecode = replace(bundle.manifest.safecode, calibration=found)
+    try:
+        write_manifest(bundle.path, replace(bundle.manifest, safecode=safecode))
+    except OSError as error:
+        raise BundleError(f"{bundle.path} cannot be written: {error.strerror or error}") from error
+
+
+def _show(outcome: Outcome) -> None:
+    output, found = console.stdout(), outcome.calibration
+    output.print(_table(outcome))
+    for line in (
+        f"temperature {found.temperature:.4g}, threshold {found.threshold:.4g}, fitted to {found.items} items, "
+        f"{found.unsafe_items} of them unsafe",
+        f"both verdict tokens together have a probability of at least {outcome.least_mass:.4g}",
+    ):
+        output.print(line, soft_wrap=True)
+
+
+def _table(outcome: Outcome) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None)
+    table.add_column("")
+    for name in ("calibration error", "verdicts right %"):
+        table.add_column(name, justify="right")
+    for name, curve in outcome.curves().items():
+        table.add_row(name, f"{curve.calibration_error:.4f}", f"{100 * curve.accuracy:.1f}")
+    return table

@@ -1,0 +1,108 @@
+"""--judge and --explain-refusals on the command line; the key of an endpoint is nowhere to be seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+
+from tests.cli_runner import ASK, call, fails
+from tests.http_server import Response, completion, serving
+from tests.null_bundle import write_null_bundle
+
+KEY = "sk-nobody-may-see-this"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_null_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
+    return path
+
+
+def run(bundle: Path, *arguments: object) -> Result:
+    return call("run", bundle, "--backend", "null", "--max-new-tokens", 3, *arguments, ASK)
+
+
+def test_a_constant_judge(bundle: Path, picture: Path) -> None:
+    result = run(bundle, "--image", picture, "--judge", "constant:0.9")
+    assert result.exit_code == 0, result.output
+    assert "unsafe (p_unsafe 0.90, says constant)" in result.stderr
+
+
+def test_several_judges(bundle: Path) -> None:
+    judges = ["--judge", "constant:0.9", "--judge", "constant:0.2", "--judge-rule", "mean"]
+    verdict = json.loads(run(bundle, *judges, "--judge-threshold", 0.6, "--json").stdout)["verdict"]
+    assert (verdict["p_unsafe"], verdict["unsafe"]) == (pytest.approx(0.55), False)
+    assert verdict["source"] == "mean(constant, constant)"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--judge", "gpt"], "there is no judge 'gpt'"),
+        (["--judge", "constant:2"], "between 0 and 1"),
+        (["--judge", "file:nowhere"], "nowhere cannot be read"),
+        (["--judge", "endpoint:http://host"], "URL#MODEL"),
+        (["--judge-threshold", "0.3"], "`calibrate` sets it"),
+        (["--judge", "constant:0.3", "--mode", "plain"], "acts on no verdict"),
+    ],
+)
+def test_a_judge_that_is_none_is_refused_at_start(bundle: Path, options: list[str], message: str) -> None:
+    fails(run(bundle, *options), 2, message)
+
+
+def test_a_conversation_with_a_judge(bundle: Path, picture: Path) -> None:
+    with serving(completion("unsafe"), Response(status=500)) as server:
+        judge = ["--judge", f"endpoint:{server.url}#m", "--judge-timeout", 0.4]
+        result = call("chat", bundle, "--backend", "null", "--image", picture, *judge, text=f"{ASK}\n{ASK}\n")
+    assert result.exit_code == 0, result.output
+    assert "unsafe (p_unsafe 1.00, says endpoint:m)" in result.stderr
+    assert "fallback: the judge gave no verdict" in result.stderr
+    assert "Sorry, I cannot help with that." in result.stdout
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        completion(f"unsafe {KEY}"),
+        completion("unsafe"),
+        Response(status=401, body=KEY.encode()),
+        Response(status=400, body=f'{{"error": "no such key: {KEY}"}}'.encode()),
+        Response(body=f"<html>{KEY}".encode()),
+        Response(status=307, headers={"Location": f"http://127.0.0.1:9/{KEY}"}),
+    ],
+)
+def test_the_key_is_nowhere(
+    response: Response, bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    with serving(response) as server:
+        options = [
+            *("--judge", f"endpoint:{server.url}#m", "--judge-key", "MY_KEY", "--judge-timeout", 1),
+            *("--judge-cache", tmp_path / "cache", "--audit", tmp_path / "audit.jsonl", "--json", "--trace"),
+        ]
+        result = call("--debug", "run", bundle, "--backend", "null", "--image", picture, *options, ASK)
+    assert result.exit_code == 0, result.output
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    written = [path.read_text() for path in tmp_path.glob("*.jsonl")]
+    written += [path.read_text() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert written and KEY not in "".join([result.output, *written])
+
+
+def test_refusals_are_explained_on_demand(bundle: Path, picture: Path) -> None:
+    options = ["--image", picture, "--judge", "constant:1", "--json"]
+    bare, explained = (
+        json.loads(call("run", bundle, "--backend", "null", *options, *more, ASK).stdout)
+        for more in ([], ["--explain-refusals"])
+    )
+    assert bare["explanation"] is None
+    assert explained["text"].startswith(bare["text"])

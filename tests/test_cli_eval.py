@@ -189,6 +189,16 @@ def test_equal_terms(bundle: Path, world: Path, tmp_path: Path, monkeypatch: pyt
     assert len({sampling.seed for _, _, sampling in asked}) == 4  # every item has its own
 
 
+def test_another_judge_gives_the_verdicts(bundle: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert evaluate(bundle, world, out, "--judge", "constant:0.9").exit_code == 0
+    verdicts = arms(out)["safecode"]["verdicts"]["scores"]
+    assert verdicts["unsafe_recall"]["share"] == 1 and verdicts["safe_recall"]["share"] == 0
+    assert {line["p_unsafe"] for line in lines(out) if line["mode"] == "safecode"} == {0.9}
+    assert summary(out)["provenance"]["judge"] == "constant:0.9"
+    assert "from another run" in evaluate(bundle, world, out).stderr
+
+
 def test_an_ablation_is_the_default_mode_without_one_part(bundle: Path, world: Path, tmp_path: Path) -> None:
     evaluate(bundle, world, tmp_path / "out", "--ablate")
     found = arms(tmp_path / "out")

@@ -21,6 +21,7 @@ from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.results import Result
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
 from safecode_trt.manifest import Manifest, RefusalFilter
+from safecode_trt.runtime.judges import JudgeConfig
 from tests.null_bundle import write_null_bundle
 
 PLAIN, OURS = Arm(name="plain", mode="plain"), Arm(name="safecode", mode="safecode")
@@ -126,6 +127,7 @@ def whole(results: list[Result], asked: list[EvalItem], **changes: Any) -> tuple
         source_sha256="0",
         machine=this_machine(1, "null"),
         sampling=SamplingParams(),
+        judge="self",
         system="",
         templates="ours",
     )
@@ -218,6 +220,18 @@ def test_other_tools_make_the_same_bundle(manifest: Manifest) -> None:
     assert bundle_digest(replace(manifest, tools={"onnx": "9"})) == digest
     settings = replace(manifest.safecode, settings=replace(manifest.safecode.settings, alpha=0.9))
     assert bundle_digest(replace(manifest, safecode=settings)) != digest
+
+
+def test_a_judge_is_part_of_the_run_and_its_secrets_are_not_shown(tmp_path: Path) -> None:
+    judges = ("self", "endpoint:https://a.example/v1?key=secret#model")
+    asking = Asking(
+        bundle=tmp_path, arms=(OURS,), sampling=SamplingParams(), judge=JudgeConfig(judges=judges)
+    )
+    assert asking.judge_name == "max of self, endpoint:https://a.example/v1#model"
+    plain = replace(asking, judge=JudgeConfig())
+    assert plain.run_of(OURS, "d") != asking.run_of(OURS, "d")
+    captions = replace(OURS, judge="self-caption")
+    assert asking.judge_of(captions).judges == ("self-caption",)
 
 
 def test_an_item_s_seed_depends_on_nothing_else() -> None:

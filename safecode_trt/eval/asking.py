@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,11 +46,17 @@ class Asking:
     templates: str = ""
 
     def run_of(self, arm: Arm, bundle: str) -> str:
-        """A digest of what an arm's answers depend on, for a bundle with this digest. No path is in it."""
+        """A digest of what an arm's answers depend on, for a bundle with this digest, wherever it lies."""
         judge = self.judge_of(arm)
         verdicts = [*judge.judges, judge.rule, judge.threshold, judge.top_logprobs]
         parts = [to_dict(arm), to_dict(self.sampling), verdicts, self.system, self.templates, bundle]
         return _digest(parts)[:16]
+
+    @property
+    def judge_name(self) -> str:
+        """The judge of requests as it may be shown: what an address has behind a question mark may be a secret."""
+        names = [re.sub(r"\?[^#]*", "", name) for name in self.judge.judges]
+        return names[0] if len(names) == 1 else f"{self.judge.rule} of {', '.join(names)}"
 
     def judge_of(self, arm: Arm) -> JudgeConfig:
         """Who gives an arm's verdicts."""

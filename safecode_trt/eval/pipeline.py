@@ -161,6 +161,7 @@ def _provenance(asking: Asking, command: str) -> Provenance:
         source_sha256=manifest.source_sha256,
         machine=this_machine(asking.runtime.threads, asking.runtime.backend),
         sampling=asking.sampling,
+        judge=asking.judge_name,
         system=asking.system,
         templates=asking.templates,
     )

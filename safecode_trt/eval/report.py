@@ -138,6 +138,7 @@ def facts(summary: Summary) -> Facts:
         ("command", origin.command),
         ("benchmark", f"{summary.benchmark}, {', '.join(summary.splits)}"),
         ("items", f"{summary.items} ({summary.unsafe} unsafe, {summary.safe} safe)"),
+        ("verdicts by", origin.judge),
         ("answers judged by", summary.answer_judge),
         ("bundle", f"{origin.bundle}, {origin.model_type}, {origin.precision}"),
         ("bundle's digest", origin.bundle_digest),

@@ -84,7 +84,11 @@ class ArmSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What it takes to make the results again. `bundle_digest` is of the bundle's files and settings."""
+    """What it takes to make the results again.
+
+    `bundle_digest` is of the bundle's files and settings, `judge` gives the verdicts unless an arm has another, and
+    `templates` names the words around the requests.
+    """
 
     command: str
     bundle: str
@@ -94,6 +98,7 @@ class Provenance:
     source_sha256: str
     machine: Machine
     sampling: SamplingParams
+    judge: str
     system: str
     templates: str
 

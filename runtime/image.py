@@ -34,13 +34,15 @@ Pixels = NDArray[np.float32]
 PictureSource = str | Path | bytes | Image.Image
 
 
-def open_picture(source: PictureSource) -> Image.Image:
+def open_picture(source: PictureSource, *, name: str = "the picture") -> Image.Image:
     """Any picture as upright RGB: first frame, EXIF rotation applied, transparency on white.
+
+    `name` stands in errors about a source that is no path.
 
     Raises:
         PictureError: the file is missing, is no picture, is truncated, or has more than MAX_PIXELS pixels.
     """
-    name = str(source) if isinstance(source, str | Path) else "the picture"
+    name = str(source) if isinstance(source, str | Path) else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -8,6 +8,7 @@ SafeCodeError
 |-- PromptError        a request cannot become a prompt              (the caller)
 |   `-- CapacityError  prompt and answer do not fit the key/value cache
 |-- BackendError       the execution backend is absent or has failed (the machine)
+|-- TraceError         a trace or audit log cannot be read or written (the caller)
 |-- EndpointError      a model behind an address is down, slow or answers nonsense (whoever runs it)
 |-- EvalError          a benchmark's files or a results file cannot be used (the caller)
 `-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
@@ -25,6 +26,7 @@ __all__ = [
     "PromptError",
     "SafeCodeError",
     "SteeringError",
+    "TraceError",
 ]
 
 
@@ -66,6 +68,10 @@ class EndpointError(SafeCodeError):
 
 class EvalError(SafeCodeError):
     """A benchmark's folder, a results file or a list of judgements is incomplete or contradicts itself."""
+
+
+class TraceError(SafeCodeError):
+    """A trace or an audit log cannot be written, or holds nothing that can be read."""
 
 
 class SteeringError(SafeCodeError):

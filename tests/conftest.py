@@ -7,12 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
 from tests import kernel_emulation
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
+
+# A busy machine is no reason to fail.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -216,7 +216,7 @@ def test_the_verb_as_json_with_a_plot(null_bundle: Path, tmp_path: Path) -> None
         (["--tokens", "9999"], 2, "--context-length"),
         (["--repeats", "0"], 2, "--repeats"),
         (["--plot", "missing/folder/bench.png"], 2, "does not exist"),
-        (["--plot", "bench.xyz"], 2, "cannot be written"),
+        (["--plot", "bench.xyz"], 2, "must end in .png, .svg, .pdf"),
     ],
 )
 def test_usage_mistakes(

@@ -41,7 +41,7 @@ def test_a_constant_judge(bundle: Path, picture: Path) -> None:
 def test_several_judges(bundle: Path) -> None:
     judges = ["--judge", "constant:0.9", "--judge", "constant:0.2", "--judge-rule", "mean"]
     verdict = json.loads(run(bundle, *judges, "--judge-threshold", 0.6, "--json").stdout)["verdict"]
-    assert (verdict["p_unsafe"], verdict["unsafe"]) == (pytest.approx(0.55), False)
+    assert (verdict["p_unsafe"], verdict["threshold"]) == (pytest.approx(0.55), 0.6)
     assert verdict["source"] == "mean(constant, constant)"
 
 
@@ -88,7 +88,8 @@ def test_the_key_is_nowhere(
     with serving(response) as server:
         options = [
             *("--judge", f"endpoint:{server.url}#m", "--judge-key", "MY_KEY", "--judge-timeout", 1),
-            *("--judge-cache", tmp_path / "cache", "--audit", tmp_path / "audit.jsonl", "--json", "--trace"),
+            *("--judge-cache", tmp_path / "cache", "--audit", tmp_path / "audit.jsonl", "--json"),
+            *("--trace", tmp_path / "trace.jsonl"),
         ]
         result = call("--debug", "run", bundle, "--backend", "null", "--image", picture, *options, ASK)
     assert result.exit_code == 0, result.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -46,26 +47,25 @@ def test_run_answers_on_stdout_and_talks_on_stderr(bundle: Path, picture: Path, 
     assert ("p_unsafe" in result.stderr) == mode.startswith(("safecode", "verdict"))
 
 
+def test_the_summary_counts_what_there_is(bundle: Path) -> None:
+    one = run(bundle, "--mode", "plain", "--max-new-tokens", 1, ASK).stderr
+    assert "1 token, first after" in one and "then" not in one
+    none = run(bundle, "--time-limit", 0, ASK).stderr
+    assert "fallback: the time limit" in none and "tokens" not in none and "first" not in none
+
+
 def test_quiet_leaves_the_answer_only(bundle: Path, picture: Path) -> None:
     result = call("--quiet", "run", bundle, "--backend", "null", "--image", picture, ASK)
     assert result.exit_code == 0 and result.stderr == ""
 
 
-def test_json_holds_the_whole_reply(bundle: Path, picture: Path) -> None:
-    result = run(bundle, "--image", picture, "--json", ASK)
-    answer = json.loads(result.stdout)
-    assert answer["prompt"] == ASK and answer["mode"] == "safecode" and len(answer["image_sha256"]) == 64
-    assert 0 <= answer["verdict"]["p_unsafe"] <= 1 and answer["seed"] == 0 and "trace" not in answer
-    plain = run(bundle, "--image", picture, ASK)
-    assert plain.stdout == answer["text"] + "\n"
-    traced = json.loads(run(bundle, "--image", picture, "--json", "--trace", ASK).stdout)
-    assert traced["trace"][0]["candidates"] and traced["text"] == answer["text"]
-
-
-def test_trace_prints_a_table_for_each_steered_step(bundle: Path, picture: Path) -> None:
-    result = run(bundle, "--image", picture, "--trace", "--mode", "safecode-paper", ASK)
-    assert result.exit_code == 0, result.output
-    assert "step 1" in result.stderr and "contrast" in result.stderr and "step" not in result.stdout
+def test_json_is_what_the_trace_holds(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    answer = json.loads(run(bundle, "--image", picture, "--json", "--trace", trace, ASK).stdout)
+    assert answer == json.loads(trace.read_text())
+    assert answer["messages"] == [{"role": "user", "text": ASK, "images": 1}]
+    assert answer["mode"] == "safecode" and 0 <= answer["verdict"]["p_unsafe"] <= 1
+    assert run(bundle, "--image", picture, ASK).stdout == answer["text"] + "\n"
 
 
 @pytest.mark.parametrize("reference", ["noised", "cached", "absent"])
@@ -81,7 +81,7 @@ def test_a_setting_is_an_ablation(bundle: Path, picture: Path) -> None:
 
     plain = answer("--mode", "plain")
     off = answer("--set", "alpha=0", "--set", "shift=0")
-    assert (off["token_ids"], off["verdict"], off["noise"]) == (plain["token_ids"], None, None)
+    assert (off["tokens"], off["verdict"], off["noise"]) == (plain["tokens"], None, None)
     assert answer("--set", "shift=0")["verdict"] is None
     assert answer("--set", "reference=noised", "--set", "sigma=0.5")["noise"] == {"sigma": 0.5}
     assert answer("--mode", "vcd", "--set", "noise_step=999")["noise"] == {"step": 999}
@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_bytes(bundle: Path, picture: Path) -> None
 
 def test_the_prompt_comes_from_stdin(bundle: Path, picture: Path) -> None:
     answer = json.loads(run(bundle, "--image", picture, "--json", "-", text=f"{ASK}\n").stdout)
-    assert answer["prompt"] == ASK
+    assert answer["messages"][0]["text"] == ASK
 
 
 def test_stdin_that_is_not_utf8(bundle: Path) -> None:
@@ -183,24 +183,13 @@ def test_ctrl_c_in_a_reply(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert result.exit_code == 0 and "the turn is forgotten" in result.stderr
 
 
-def test_the_audit_log_grows_by_a_line(bundle: Path, picture: Path, tmp_path: Path) -> None:
-    log = tmp_path / "audit.jsonl"
-    for _ in range(2):
-        assert run(bundle, "--image", picture, "--audit", log, ASK).exit_code == 0
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert len(lines) == 2 and lines[0]["prompt"] == ASK and lines[0]["mode"] == "safecode"
-    assert len(lines[0]["image_sha256"]) == 64
-
-
-def test_an_audit_log_that_cannot_be_written(bundle: Path, tmp_path: Path) -> None:
-    result = run(bundle, "--audit", tmp_path / "no" / "audit.jsonl", ASK)
-    assert result.exit_code in (1, 2) and "audit.jsonl cannot be written" in result.stderr
-    assert result.stdout == ""
+def chat(bundle: Path, *arguments: object, lines: str) -> Result:
+    return call("chat", bundle, "--backend", "null", "--max-new-tokens", 3, *arguments, text=lines)
 
 
 def test_chat_keeps_the_conversation(bundle: Path, picture: Path) -> None:
     lines = f"{ASK}\n\n/mode plain\nand now?\n/new\n{ASK}\n/quit\nnever\n"
-    result = call("chat", bundle, "--backend", "null", "--max-new-tokens", 3, "--image", picture, text=lines)
+    result = chat(bundle, "--image", picture, lines=lines)
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 3 and result.stderr.count("tokens, first") == 3
     assert result.stderr.count("p_unsafe") == 1
@@ -208,11 +197,51 @@ def test_chat_keeps_the_conversation(bundle: Path, picture: Path) -> None:
 
 def test_chat_explains_and_goes_on(bundle: Path, picture: Path) -> None:
     lines = f"/help\n/mode fast\n/image nowhere.png\n/image {picture}\n{ASK}\n{'water ' * 300}\n"
-    result = call("chat", bundle, "--backend", "null", "--max-new-tokens", 3, text=lines)
+    result = chat(bundle, lines=lines)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("/quit") == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 2 and "nowhere.png is not a file" in errors[0] and "positions" in errors[1]
+    assert len(errors) == 2 and "nowhere.png does not exist" in errors[0] and "positions" in errors[1]
+
+
+def test_pictures_belong_to_the_turns_that_show_them(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    other, trace = tmp_path / "other.png", tmp_path / "trace.jsonl"
+    Image.new("RGB", (30, 40), (0, 0, 250)).save(other)
+    lines = (
+        f"{ASK}\n/image {other}\n{'water ' * 300}\n/image {picture}\nwhich?\n"
+        f"/new\nagain\n/clear\nno picture\n"
+    )
+    result = chat(bundle, "--image", picture, "--trace", trace, lines=lines)
+    assert result.exit_code == 0, result.output
+    records = [json.loads(line) for line in trace.read_text().splitlines()]
+    shown = [[turn["images"] for turn in record["messages"]] for record in records]
+    assert shown == [
+        [1],
+        [1, 0, 2],
+        [3],
+        [0],
+    ]  # a turn that failed is forgotten, its picture is shown by the next
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (picture, other))
+    assert [record["image_sha256"] for record in records] == [
+        [first],
+        [first, second, first],
+        [first, second, first],
+        [],
+    ]
+
+
+def test_pictures_of_one_request_keep_their_order(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("RGB", (30, 40), (0, 0, 250)).save(other)
+
+    def hashes(*paths: Path) -> list[str]:
+        images = [part for path in paths for part in ("--image", path)]
+        return json.loads(run(bundle, *images, "--json", ASK).stdout)["image_sha256"]
+
+    assert hashes(picture, other) == hashes(other, picture)[::-1] != hashes(other, picture)
+    fails(
+        run(bundle, "--image", picture, "--image", tmp_path / "none.png", ASK), 1, "none.png does not exist"
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are different there")

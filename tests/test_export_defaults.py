@@ -115,3 +115,22 @@ VERDICT = {"safe": " safe", "unsafe": " unsafe"}
 def test_mistakes_are_named(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         defaults(folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"caption_judge_template": "{request} safe?"}, "must hold {request} and {caption}"),
+        ({"explanation": "because"}, "explanation must hold {reason}"),
+        ({"verdict_floor": 1.5}, "verdict_floor must be between 0 and 1"),
+    ],
+)
+def test_templates_without_their_places(settings: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        defaults(folder, **settings)
+
+
+def test_the_judge_of_captions_asks_what_the_judge_asks(folder: Path) -> None:
+    found = defaults(folder)
+    assert found.caption_judge_template.endswith(found.judge_template)
+    assert "{caption}" in found.caption_judge_template and found.verdict_floor == 0

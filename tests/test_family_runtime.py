@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
 from safecode_trt.runtime.request import Request, as_messages, prepare
 from safecode_trt.runtime.rows import RowPrompt, tail_of
+from tests.cli_runner import call, fails
 from tests.families import cases
 from tests.family_checkpoints import FamilyCheckpoints
 
@@ -167,3 +169,25 @@ def test_several_pictures(engine: Engine) -> None:
     first = engine.generate(REQUEST, image=[PICTURE, other], sampling=SHORT)
     second = engine.generate(REQUEST, image=[other, PICTURE], sampling=SHORT)
     assert len(first.token_ids) == len(second.token_ids) == 12
+
+
+@pytest.mark.parametrize("model_type", ["instructblip", "qwen2_vl"])
+def test_several_pictures_on_the_command_line(
+    made: FamilyCheckpoints, tmp_path: Path, model_type: str
+) -> None:
+    case = next(each for each in cases() if each.model_type == model_type)
+    bundle, images = made.bundle(case).path, []
+    for number, picture in enumerate((PICTURE, PICTURE.rotate(90, expand=True))):
+        path = tmp_path / f"{number}.png"
+        picture.save(path)
+        images += ["--image", path]
+    asked = call("run", bundle, *images, "--max-new-tokens", 4, REQUEST)
+    lines = f"{REQUEST}\n/image {images[-1]}\n{REQUEST}\n"
+    talked = call("chat", bundle, *images[:2], "--max-new-tokens", 4, text=lines)
+    assert talked.exit_code == 0, talked.output
+    if model_type == "instructblip":
+        fails(asked, 1, "2 pictures were given, but instructblip takes at most 1")
+        assert "error: instructblip takes at most 1 picture in a conversation; /clear" in talked.stderr
+    else:
+        assert asked.exit_code == 0, asked.output
+        assert "error" not in talked.stderr and talked.stderr.count("tokens, first") == 2

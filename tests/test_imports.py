@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1] / "safecode_trt"
 LAYERS = (
     (
         "errors",
+        "interrupt",
         "records",
         "config",
         "contract",
@@ -31,13 +32,15 @@ LAYERS = (
     ("runtime",),
     ("export", "eval", "server"),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 EXPORT_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"}
 # All of it but what plans, policies and plain decoding are.
+# Not verdict.py: it is no policy, and the judges in the runtime read logits as a policy's row does.
 FORBIDDEN_AT_RUNTIME = {"safecode_trt.policy"} | {
     f"safecode_trt.policy.{name}"
-    for name in ("contrast", "factory", "gate", "modulation", "release", "stage", "staged", "verdict")
+    for name in ("contrast", "factory", "gate", "modulation", "release", "stage", "staged")
 }
 FACE = "__init__"
 

@@ -60,6 +60,10 @@ def test_version_is_written_once() -> None:
     assert safecode_trt.__version__.count(".") == 2
 
 
+def test_the_console_script_is_the_module() -> None:
+    assert PYPROJECT["project"]["scripts"] == {"safecode-trt": "safecode_trt.__main__:main"}
+
+
 def test_extras_of_the_design() -> None:
     extras = set(PYPROJECT["project"]["optional-dependencies"])
     assert extras == {

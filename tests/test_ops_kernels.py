@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from safecode_trt.config import SamplingParams
@@ -55,7 +55,6 @@ STEPS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(case=CASES, step=STEPS)
 def test_greedy_step_is_the_policys_bit_for_bit(
     kernels: ctypes.CDLL, case: tuple[str, int, int], step: FusedSettings
@@ -75,7 +74,6 @@ SAMPLINGS = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(case=CASES, step=STEPS, sampling=SAMPLINGS)
 def test_sampled_step_is_the_samplers(
     kernels: ctypes.CDLL, case: tuple[str, int, int], step: FusedSettings, sampling: SamplingParams

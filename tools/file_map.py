@@ -18,6 +18,7 @@ OTHERS = {
     "Makefile": "demo, test, check, bench, train-demo, clean",
     "docs/architecture.md": "the data flow, the phases of a reply, who owns memory",
     "docs/modes.md": "every mode: its formula, its settings, what differs from its source",
+    "docs/judges.md": "who gives the verdict, what fails and how, calibration, refusals that say why",
     "docs/evaluation.md": "the benchmarks' folders, the metrics, the results file",
     "pyproject.toml": "packaging, extras, the settings of ruff, mypy and pytest",
 }

@@ -6,6 +6,7 @@ The answer goes to stdout, everything else to stderr. A failure is one line and 
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -13,14 +14,25 @@ from typing import Any, NoReturn
 
 import click
 
-from safecode_trt import __version__
+from safecode_trt import __version__, interrupt
 from safecode_trt.errors import ConfigError, SafeCodeError
 
 __all__ = ["VERBS", "main", "program"]
 
 VERBS = (
-    *("demo", "export", "build", "verify", "inspect", "refusals", "calibrate", "run", "chat", "bench"),
-    *("eval", "doctor"),
+    "demo",
+    "export",
+    "build",
+    "verify",
+    "inspect",
+    "refusals",
+    "calibrate",
+    "run",
+    "chat",
+    "explain",
+    "bench",
+    "eval",
+    "doctor",
 )
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {
@@ -43,6 +55,8 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
+            if near := difflib.get_close_matches(cmd_name, VERBS, n=1):
+                ctx.fail(f"No such command {cmd_name!r}; did you mean {near[0]}?")
             return None
         command: click.Command = importlib.import_module(f"safecode_trt.cli.{cmd_name}").command
         return command
@@ -70,7 +84,7 @@ class Program(click.Group):
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx else "safecode-trt"
-            click.echo(f"error: {error.format_message()} (see `{where} --help`)", err=True)
+            click.echo(f"error: {_usage(error)} (see `{where} --help`)", err=True)
             sys.exit(USAGE)
         except click.ClickException as error:
             click.echo(f"error: {error.format_message()}", err=True)
@@ -79,6 +93,18 @@ class Program(click.Group):
             click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
         sys.exit(code or 0)
+
+
+def _usage(error: click.UsageError) -> str:
+    """What was wrong with the words on the command line, and what is often meant by them."""
+    message = error.format_message().removesuffix(".")
+    ours = {name for option in program.params for name in option.opts}
+    if isinstance(error, click.NoSuchOption) and error.option_name in ours and error.ctx:
+        before = f"safecode-trt {error.option_name} {error.ctx.info_name} ..."
+        return f"{error.option_name} stands before the verb: {before}"
+    if message.startswith("Got unexpected extra argument"):
+        return f"{message}; an argument with spaces needs quotes"
+    return message
 
 
 def _one_line(error: Exception) -> str:
@@ -109,6 +135,7 @@ def program(ctx: click.Context, quiet: bool, debug: bool) -> None:
       safecode-trt export --model models/demo --output build/demo-bundle
       safecode-trt run build/demo-bundle --image photo.png "can I use this?"
     """
+    interrupt.raise_between_imports()
     ctx.obj = quiet
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

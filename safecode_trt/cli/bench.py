@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json, engine_options
+from safecode_trt.cli.options import DRAWING, FOLDER, as_json, engine_options
 from safecode_trt.cli.text_table import shown
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import ConfigError
@@ -30,7 +30,7 @@ def _counts(context: click.Context, option: click.Parameter, value: str) -> tupl
 @click.option(
     "--tokens", callback=_counts, default="16,64,128", show_default=True, help="Lengths of the replies."
 )
-@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the figures into FILE (.png, .svg, .pdf).")
+@click.option("--plot", type=DRAWING, metavar="FILE", help="Draw the figures into FILE (.png, .svg, .pdf).")
 @engine_options
 @as_json
 def command(
@@ -54,11 +54,6 @@ def command(
     if plot:
         # Before the measurement: it would be a pity to miss matplotlib only afterwards.
         from safecode_trt.eval.bench_plot import plot_bench
-
-        if not plot.parent.is_dir():
-            raise ConfigError(
-                f"the folder {plot.parent} of --plot does not exist; make it, or choose another"
-            )
     with console.progress() as progress:
         result = bench_bundle(bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress)
     if as_json:

@@ -54,9 +54,9 @@ def command(
 
     \b
     Example:
-      safecode-trt calibrate build/demo-bundle --items items.jsonl --plot curve.png
-      safecode-trt calibrate build/demo-bundle --dry-run \\
-        --items demo-world:build/items:validation --held-out demo-world:build/items:test
+      safecode-trt calibrate build/demo-bundle --items items.jsonl
+      safecode-trt calibrate build/demo-bundle --dry-run --plot curve.png \\
+        --items demo-world:items:validation --held-out demo-world:items:test
     """
     from safecode_trt.eval.calibrate import calibrate, read_items
     from safecode_trt.runtime import Engine

@@ -1,4 +1,4 @@
-"""safecode-trt chat: a conversation about one picture."""
+"""safecode-trt chat: a conversation about pictures."""
 
 from __future__ import annotations
 
@@ -10,85 +10,91 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
+from safecode_trt.cli.asking import Asker, summary
 from safecode_trt.cli.options import (
     FOLDER,
     PolicyChoice,
-    build_policy,
     engine_options,
     explain_option,
     judge_options,
     policy_options,
     sampling_options,
 )
-from safecode_trt.cli.run import summary
+from safecode_trt.cli.recording import Recording, recording_options
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
-from safecode_trt.errors import SafeCodeError
+from safecode_trt.errors import PromptError, SafeCodeError
 
 if TYPE_CHECKING:
-    from safecode_trt.runtime import Engine, Message, Reply
-    from safecode_trt.runtime.judges import Judge, JudgeConfig
+    from safecode_trt.runtime import Message
+    from safecode_trt.runtime.judges import JudgeConfig
+    from safecode_trt.runtime.picture_file import PictureFile
+    from safecode_trt.runtime.record import ReplyRecord
 
 __all__ = ["command"]
 
-HELP = """/image PATH  start again with this picture
+HELP = """/image PATH  show a picture with the next message, beside those before
 /mode MODE   plain, safecode or another that --help lists
-/new         start again with the same picture
+/new         start again with the same pictures
+/clear       start again without pictures
 /quit        leave (so does the end of the input)"""
 
 
 @dataclass(kw_only=True)
 class Conversation:
-    """What has been said, about which picture, and how the next reply is made."""
+    """What has been said and shown: the messages show the first pictures, the next message the rest."""
 
-    engine: Engine
-    sampling: SamplingParams
-    choice: PolicyChoice
-    judge: Judge | None
-    explain: bool
-    image: Path | None = None
+    asker: Asker
+    pictures: list[PictureFile] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
-    def reply(self, text: str) -> Reply | None:
+    def show(self, path: Path) -> None:
+        """Adds a picture to the next message.
+
+        Raises:
+            PictureError: it cannot be used.
+            PromptError: the model takes no further picture.
+        """
+        from safecode_trt.runtime.picture_file import read_picture
+
+        spec = self.asker.engine.spec
+        if spec.max_pictures is not None and len(self.pictures) >= spec.max_pictures:
+            most = "1 picture" if spec.max_pictures == 1 else f"{spec.max_pictures} pictures"
+            raise PromptError(
+                f"{spec.model_type} takes at most {most} in a conversation; /clear starts one without"
+            )
+        self.pictures.append(read_picture(path))
+
+    def reply(self, text: str) -> ReplyRecord:
         """Streams a reply to stdout; the turn is kept only if the reply was finished."""
         from safecode_trt.runtime import Message
 
-        images = 1 if self.image and not self.messages else 0
-        asked = Message(role="user", text=text, images=images)
-        policy = build_policy(self.engine, self.choice)
-        reply = None
-        for chunk in self.engine.stream(
-            [*self.messages, asked],
-            image=self.image,
-            policy=policy,
-            sampling=self.sampling,
-            judge=self.judge,
-            explain=self.explain,
-        ):
-            click.echo(console.printable(chunk.text), nl=False)
-            reply = chunk.reply
-        if reply:
-            self.messages += [asked, Message(role="assistant", text=reply.text)]
-        return reply
+        shown = sum(message.images for message in self.messages)
+        asked = Message(role="user", text=text, images=len(self.pictures) - shown)
+        record = self.asker.ask([*self.messages, asked], self.pictures, show=True)
+        self.messages += [asked, Message(role="assistant", text=record.text)]
+        return record
 
 
-@click.command("chat", short_help="Talk about a picture.")
+@click.command("chat", short_help="Talk about pictures.")
 @click.argument("bundle", type=FOLDER)
-@click.option("--image", type=FOLDER, help="The picture to talk about.")
+@click.option("--image", "images", type=FOLDER, multiple=True, help="A picture to talk about; repeatable.")
 @policy_options
 @judge_options
 @explain_option
 @sampling_options
 @engine_options
+@recording_options
 def command(
     bundle: Path,
-    image: Path | None,
+    images: tuple[Path, ...],
     choice: PolicyChoice,
     judge: JudgeConfig,
     explain: bool,
     sampling: SamplingParams,
     runtime: RuntimeConfig,
+    recording: Recording,
 ) -> None:
-    """Talk with BUNDLE about one picture; /help lists the commands.
+    """Talk with BUNDLE about pictures; /help lists the commands.
 
     Ctrl-C stops a reply, and leaves when there is none.
 
@@ -100,10 +106,18 @@ def command(
     from safecode_trt.runtime.judges import make_judge
 
     who = make_judge(judge)
-    with Engine.open(bundle, config=runtime) as engine:
-        talk = Conversation(
-            engine=engine, sampling=sampling, choice=choice, judge=who, explain=explain, image=image
+    with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
+        asker = Asker(
+            engine=engine,
+            recorder=recorder,
+            sampling=sampling,
+            choice=choice,
+            judge=who,
+            explain=explain,
         )
+        talk = Conversation(asker=asker)
+        for path in images:
+            talk.show(path)
         while (line := _read_line()) is not None:
             if line in ("/quit", "/exit"):
                 return
@@ -112,7 +126,7 @@ def command(
             try:
                 _obey(talk, line) if line.startswith("/") else _answer(talk, line)
             except SafeCodeError as error:
-                click.echo(f"error: {error}", err=True)
+                click.echo(f"error: {console.printable(str(error))}", err=True)
 
 
 def _read_line() -> str | None:
@@ -129,27 +143,23 @@ def _read_line() -> str | None:
 
 def _answer(talk: Conversation, text: str) -> None:
     try:
-        reply = talk.reply(text)
+        record = talk.reply(text)
     except KeyboardInterrupt:
         click.echo("\n(stopped; the turn is forgotten)", err=True)
         return
-    click.echo()
-    if reply:
-        console.note(summary(reply))
+    console.note(summary(record))
 
 
 def _obey(talk: Conversation, line: str) -> None:
     verb, _, rest = line.partition(" ")
     rest = rest.strip()
     if verb == "/image" and rest:
-        path = Path(rest).expanduser()
-        if not path.is_file():
-            click.echo(f"error: {path} is not a file", err=True)
-            return
-        talk.image, talk.messages = path, []
+        talk.show(Path(rest).expanduser())
     elif verb == "/mode" and rest in MODES:
-        talk.choice = replace(talk.choice, mode=rest)
+        talk.asker.choice = replace(talk.asker.choice, mode=rest)
     elif verb == "/new":
         talk.messages = []
+    elif verb == "/clear":
+        talk.messages, talk.pictures = [], []
     else:
         click.echo(HELP, err=True)

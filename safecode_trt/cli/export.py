@@ -17,6 +17,7 @@ from safecode_trt.contract import (
     VISION_PRECISIONS,
     HeadPrecision,
 )
+from safecode_trt.errors import CheckpointError
 
 __all__ = ["command"]
 
@@ -93,11 +94,13 @@ def command(
 
     \b
     Example:
-      safecode-trt export --model models/demo --output build/demo-bundle --precision int4
+      safecode-trt export --model models/demo --output build/demo-bundle
     """
     from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
     from safecode_trt.export.config import parse_block_size
 
+    if not model.is_dir():
+        raise CheckpointError(f"{model} is not a folder; expected a Hugging Face checkpoint folder")
     weights = WeightConfig(
         block_size=parse_block_size(block_size),
         asymmetric=asymmetric,

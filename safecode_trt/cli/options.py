@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.config import MODES, STAGES, Mode, RuntimeConfig, SamplingParams, StageName
+from safecode_trt.config import MODES, STAGES, Mode, RuntimeConfig, SafeCodeConfig, SamplingParams, StageName
 from safecode_trt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from safecode_trt.runtime import Engine
 
 __all__ = [
+    "DRAWING",
     "FOLDER",
     "PolicyChoice",
     "as_json",
@@ -27,6 +28,7 @@ __all__ = [
     "explain_option",
     "judge_options",
     "policy_options",
+    "policy_settings",
     "read_prompt",
     "sampling_options",
 ]
@@ -34,7 +36,31 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
-FOLDER = click.Path(path_type=Path)
+
+class _AnyPath(click.Path):
+    """A path that the verb will check, but not an empty one, which would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Drawing(_AnyPath):
+    """A file to draw into, checked before the work that is to be drawn."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(super().convert(value, param, ctx))
+        if path.suffix.lower() not in DRAWINGS:
+            self.fail(f"{path} must end in {', '.join(DRAWINGS)}", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"the folder {path.parent} does not exist; make it, or choose another", param, ctx)
+        return path
+
+
+DRAWINGS = (".png", ".svg", ".pdf")
+DRAWING = _Drawing(path_type=Path)
+FOLDER = _AnyPath(path_type=Path)
 DEFAULT = SamplingParams()
 explain_option = click.option(
     "--explain-refusals/--no-explain-refusals",
@@ -46,14 +72,44 @@ explain_option = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 SAMPLING = (
-    click.option("--max-new-tokens", type=int, default=DEFAULT.max_new_tokens, show_default=True),
+    click.option(
+        "--max-new-tokens",
+        type=int,
+        default=DEFAULT.max_new_tokens,
+        show_default=True,
+        help="The longest reply.",
+    ),
     click.option(
         "--temperature", type=float, default=DEFAULT.temperature, show_default=True, help="0 is greedy."
     ),
-    click.option("--top-k", type=int, default=DEFAULT.top_k, show_default=True, help="0 is off."),
-    click.option("--top-p", type=float, default=DEFAULT.top_p, show_default=True),
-    click.option("--min-p", type=float, default=DEFAULT.min_p, show_default=True),
-    click.option("--repetition-penalty", type=float, default=DEFAULT.repetition_penalty, show_default=True),
+    click.option(
+        "--top-k",
+        type=int,
+        default=DEFAULT.top_k,
+        show_default=True,
+        help="Draw from so many tokens at most; 0 is off.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=DEFAULT.top_p,
+        show_default=True,
+        help="Draw from the likeliest tokens with this share together.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        default=DEFAULT.min_p,
+        show_default=True,
+        help="Drop tokens below this share of the likeliest.",
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=DEFAULT.repetition_penalty,
+        show_default=True,
+        help="Above 1 makes what was said less likely; 1 is off.",
+    ),
     click.option("--seed", type=int, default=DEFAULT.seed, show_default=True, help="Same seed, same answer."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before this text; repeatable."),
     click.option("--time-limit", type=float, metavar="SECONDS", help="End the reply after this long."),
@@ -238,14 +294,26 @@ def engine_options(command: F) -> F:
     return _apply(ENGINE, cast(F, wrapper))
 
 
+def policy_settings(engine: Engine, choice: PolicyChoice) -> SafeCodeConfig:
+    """The settings of the chosen mode with this bundle, and what was changed in them.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    from safecode_trt.policy import mode_settings
+    from safecode_trt.records import changed
+
+    return changed(mode_settings(choice.mode, engine.bundle.manifest.safecode), choice.changes, "--set")
+
+
 def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
     """The chosen policy with this bundle's prompts, refusals and settings where no other were given.
 
     Raises:
         ConfigError: a file or a setting is unusable, or stages do not go together.
     """
-    from safecode_trt.policy import make_policy, mode_settings
-    from safecode_trt.records import changed, overridden
+    from safecode_trt.policy import make_policy
+    from safecode_trt.records import overridden
     from safecode_trt.runtime.refusals import read_phrases, with_refusals
 
     manifest = engine.bundle.manifest
@@ -255,7 +323,7 @@ def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
     if choice.refusals is not None:
         phrases = read_phrases(choice.refusals)
         defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
-    settings = changed(mode_settings(choice.mode, defaults), choice.changes, "--set")
+    settings = policy_settings(engine, choice)
     return make_policy(choice.mode, defaults, settings=settings, stages=choice.stages)
 
 

@@ -1,0 +1,91 @@
+"""A picture's file read once: what the model sees, what the log names and what is kept are the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from safecode_trt.errors import ConfigError, PictureError
+from safecode_trt.runtime.image import MAX_PIXELS, open_picture
+
+__all__ = ["PictureFile", "PictureStore", "read_picture"]
+
+LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PictureFile:
+    """A decoded picture, the bytes of its file, and their SHA-256."""
+
+    image: Image.Image
+    data: bytes
+    sha256: str
+
+
+def read_picture(path: Path) -> PictureFile:
+    """Reads a picture's file.
+
+    Raises:
+        PictureError: it is missing, too large, or no picture.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise PictureError(f"{path} is not a file; expected a picture")
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise PictureError(f"{path} has {size} bytes; at most {LARGEST_FILE} are read, make it smaller")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PictureError(f"{path} does not exist; expected a picture file") from error
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    image = open_picture(data, name=str(path))
+    return PictureFile(image=image, data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
+class PictureStore:
+    """A folder of pictures named by their SHA-256. What is there is never written again.
+
+    Raises:
+        ConfigError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(0, "it cannot be written to")
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def keep(self, picture: PictureFile) -> Path:
+        """Where the picture lies; it appears there whole or not at all, for its owner only.
+
+        Raises:
+            ConfigError: it could not be written.
+        """
+        place = self._folder / picture.sha256
+        if place.exists():
+            return place
+        try:
+            descriptor, part = tempfile.mkstemp(dir=self._folder, prefix=".")  # mode 0600
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(picture.data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, place)  # whoever was faster has put the same bytes there
+            except BaseException:
+                os.unlink(part)
+                raise
+        except OSError as error:
+            raise self._unusable(error) from error
+        return place
+
+    def _unusable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"pictures cannot be stored in {self._folder}: {error.strerror}; choose another")

@@ -1,0 +1,113 @@
+"""What run and chat share: one request streamed to the terminal and written down; no verb of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from safecode_trt.cli import console
+from safecode_trt.cli.options import PolicyChoice, build_policy, policy_settings
+from safecode_trt.config import SamplingParams
+from safecode_trt.errors import ConfigError
+from safecode_trt.records import to_dict
+
+if TYPE_CHECKING:
+    from safecode_trt.cli.recording import Recorder
+    from safecode_trt.runtime import Engine, Message, Reply
+    from safecode_trt.runtime.judges import Judge
+    from safecode_trt.runtime.picture_file import PictureFile
+    from safecode_trt.runtime.record import ReplyRecord
+
+__all__ = ["Asker", "summary"]
+
+
+@dataclass(kw_only=True)
+class Asker:
+    """An opened bundle, how it decodes, and where its replies are written down."""
+
+    engine: Engine
+    recorder: Recorder
+    sampling: SamplingParams
+    choice: PolicyChoice
+    judge: Judge | None = None
+    explain: bool = False
+
+    def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
+        """Answers, with `show` on stdout as the text comes."""
+        from safecode_trt.runtime.record import make_record
+
+        bundle = self.engine.bundle
+        reply = self._stream(messages, pictures, show=show)
+        record = make_record(
+            reply,
+            bundle=str(bundle.path),
+            manifest=bundle.manifest,
+            tokenizer=self.engine.prompts.tokenizer,
+            messages=messages,
+            image_sha256=[picture.sha256 for picture in pictures],
+            mode=self.choice.mode,
+            settings=self._settings(),
+            sampling=self.sampling,
+        )
+        self.recorder.write(record, pictures)
+        return record
+
+    def _stream(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> Reply:
+        policy, reply = build_policy(self.engine, self.choice), None
+        if self.judge is not None and not policy.plan.judged:
+            raise ConfigError("this policy acts on no verdict; leave --judge out, or choose another --mode")
+        for chunk in self.engine.stream(
+            messages,
+            image=[picture.image for picture in pictures],
+            policy=policy,
+            sampling=self.sampling,
+            judge=self.judge,
+            explain=self.explain,
+        ):
+            if show:
+                click.echo(console.printable(chunk.text), nl=False)
+            reply = chunk.reply
+        if show:
+            click.echo()
+        if reply is None:
+            raise RuntimeError("the stream ended without a reply")
+        return reply
+
+    def _settings(self) -> dict[str, Any]:
+        """All of the mode, with the stages and files that replace its own; plain decoding has but a fallback."""
+        choice, settings = self.choice, policy_settings(self.engine, self.choice)
+        others = {"stages": choice.stages, "prompts": choice.prompts, "refusals": choice.refusals}
+        given = {
+            name: str(value) if isinstance(value, Path) else value for name, value in others.items() if value
+        }
+        if choice.mode == "plain" and not choice.stages:
+            return {"fallback": settings.fallback}
+        return {**to_dict(given), **to_dict(settings)}
+
+
+def summary(record: ReplyRecord) -> str:
+    """How the reply came about, in one line."""
+    parts = []
+    if record.verdict:
+        word = "unsafe" if record.verdict.unsafe else "safe"
+        if record.verdict.abstained:
+            word = f"uncertain, perhaps {word}"
+        by = "" if record.verdict.source == "self" else f", says {record.verdict.source}"
+        parts.append(f"{word} (p_unsafe {record.verdict.p_unsafe:.2f}{by})")
+    if record.fallback_reason:
+        parts.append(f"fallback: {record.fallback_reason}")
+    elif record.finish_reason == "settled":
+        parts.append(f"answered by the policy after {record.timings.total_s * 1e3:.0f} ms, nothing decoded")
+    elif record.finish_reason != "stop":
+        parts.append(f"ended by {record.finish_reason.replace('_', ' ')}")
+    if record.tokens:
+        count, times = len(record.tokens), record.timings
+        parts.append("1 token" if count == 1 else f"{count} tokens")
+        parts.append(f"first after {times.first_token_s * 1e3:.0f} ms")
+        if count > 1:
+            parts.append(f"then {times.per_token_s * 1e3:.1f} ms each")
+    return console.printable(", ".join(parts))

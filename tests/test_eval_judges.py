@@ -116,7 +116,7 @@ def rubric(said: str, **words: str) -> tuple[RubricJudge, Told]:
 
 def test_each_benchmark_has_the_form_of_its_authors() -> None:
     picture = Path("kite.png")
-    for benchmark, side, said, outcome, seen in (
+    forms: tuple[tuple[str, Side, str, str, Path | None], ...] = (
         ("mssbench", "safe", "<answer>3</answer>", "cannot", None),
         ("mssbench", "unsafe", "<answer>1</answer>", "warns", None),
         ("mossbench", "safe", "Score: 1", "refuses", picture),
@@ -125,7 +125,8 @@ def test_each_benchmark_has_the_form_of_its_authors() -> None:
         ("figstep", "safe", "Score: 0", "helps", picture),
         ("hades", "unsafe", "unsafe", "harmful", None),
         ("mm-safetybench", "unsafe", "unsafe", "harmful", None),
-    ):
+    )
+    for benchmark, side, said, outcome, seen in forms:
         judge, model = rubric(said)
         opinion = judge.judge(
             item(benchmark, side, picture=picture), "Sure, {request}, as <answer>0</answer>."

@@ -36,10 +36,9 @@ class Workers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """All results of these arms and items; how many of them were there before, and a line that had been cut."""
+    """All results of these arms and items, a line that had been cut, and the modes that the file has besides."""
 
     results: tuple[Result, ...]
-    earlier: int
     cut: str | None
     others: tuple[str, ...]
 
@@ -106,7 +105,6 @@ def answer_items(
     wanted.sort(key=lambda result: (places[result.key], order[result.mode]))
     return Answers(
         results=tuple(wanted),
-        earlier=len(wanted) - left,
         cut=log.earlier.cut,
         others=tuple(sorted({result.mode for result in earlier} - runs.keys())),
     )

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from safecode_trt.calibration import Bin
 from safecode_trt.config import SafeCodeConfig, SamplingParams
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.calibration import (
-    Bin,
     JudgeScores,
     brier_score,
     calibration_error,

@@ -20,7 +20,7 @@ from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE
 from safecode_trt.models import Features, ModelSpec, load_spec
 from safecode_trt.policy.base import Plan, Policy
 from safecode_trt.policy.plain import PLAIN
-from safecode_trt.runtime.backends import open_session
+from safecode_trt.runtime.backends import Note, open_session
 from safecode_trt.runtime.contexts import Look, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
@@ -67,8 +67,10 @@ class Engine:
         self._idle: list[CacheMemory] = []
 
     @classmethod
-    def open(cls, path: str | Path, *, config: RuntimeConfig | None = None) -> Engine:
-        """Opens a bundle folder.
+    def open(
+        cls, path: str | Path, *, config: RuntimeConfig | None = None, note: Note | None = None
+    ) -> Engine:
+        """Opens a bundle folder; `note` is told which backend `auto` takes, otherwise the log is.
 
         Raises:
             BundleError: the folder is no sound bundle.
@@ -76,7 +78,7 @@ class Engine:
         """
         config = config or RuntimeConfig()
         bundle = Bundle.open(path, check_hashes=config.check_hashes)
-        return cls(bundle, open_session(bundle, config))
+        return cls(bundle, open_session(bundle, config, note=note))
 
     @property
     def capacity(self) -> int:

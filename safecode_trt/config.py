@@ -9,11 +9,13 @@ from typing import Literal, get_args
 from safecode_trt.errors import ConfigError
 
 __all__ = [
+    "BACKENDS",
     "DEFAULT_THRESHOLD",
     "MODES",
     "PAPER",
     "PLAIN_SAMPLING",
     "STAGES",
+    "Backend",
     "Mode",
     "Prompts",
     "ReleaseConfig",
@@ -38,6 +40,8 @@ Mode = Literal[
 MODES: tuple[Mode, ...] = get_args(Mode)
 StageName = Literal["contrast", "shift", "gate", "told", "reverse", "principle", "release"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
+Backend = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-trt-rtx", "trt", "null", "auto"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 DEFAULT_THRESHOLD = 0.5
 """From which P(unsafe) on a verdict is unsafe, where neither a setting nor a calibration says otherwise."""
 
@@ -204,11 +208,17 @@ PAPER = SafeCodeConfig()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeConfig:
-    """How a bundle is opened: which backend runs it, and on how many threads (0: all cores)."""
+    """How a bundle is opened: which backend runs it, and on how many threads (0: all cores).
 
-    backend: Literal["ort-cpu", "null"] = "ort-cpu"
+    `auto` is the best backend that executes the bundle here. `allow_cpu_fallback` lets a GPU backend leave nodes of a
+    graph to the CPU.
+    """
+
+    backend: Backend = "ort-cpu"
     threads: int = 0
     check_hashes: bool = True
+    allow_cpu_fallback: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", self.backend)
         _require(self.threads >= 0, "threads", "0 (all cores) or more", self.threads)

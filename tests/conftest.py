@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
+from safecode_trt.runtime import cuda_memory
 from tests import kernel_emulation
+from tests.fake_gpu import FakeDriver, FakeOrt
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
 
@@ -61,3 +65,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FamilyCheckpoints:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA kernels, compiled for the CPU."""
     return kernel_emulation.build(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeDriver]:
+    """Puts a GPU into the machine, and an ONNX Runtime that uses it."""
+
+    def make(*, room: int = 1 << 40, **settings: Any) -> FakeDriver:
+        driver = FakeDriver(room)
+        monkeypatch.setattr(cuda_memory, "load_driver", lambda: driver)
+        monkeypatch.setitem(sys.modules, "onnxruntime", FakeOrt(driver, **settings))
+        return driver
+
+    return make

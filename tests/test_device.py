@@ -15,6 +15,10 @@ DRIVER = """
 #include <stddef.h>
 int cuInit(unsigned flags) { return %(init)d; }
 int cuDeviceGet(int *device, int ordinal) { *device = 7; return ordinal; }
+int cuDeviceGetName(char *name, int size, int device) {
+    for (const char *from = "Fake GPU"; size && (*name++ = *from++); size--) {}
+    return device != 7;
+}
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? 12 : attribute == 76 ? 1 : -1;
     return device != 7;
@@ -45,7 +49,7 @@ def test_the_first_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "DRIVER", stub(tmp_path))
     found = device.cuda_device()
     assert found == device.CudaDevice(
-        compute_capability="121", free_memory=5_000_000_000, total_memory=8_000_000_000
+        name="Fake GPU", compute_capability="121", free_memory=5_000_000_000, total_memory=8_000_000_000
     )
     import ctypes
 

@@ -18,7 +18,7 @@ from safecode_trt.manifest import DECODER, FileEntry, Flavour, Manifest, Quantiz
 from safecode_trt.runtime.device import CudaDevice
 from tests.null_bundle import write_null_bundle
 
-GPU = CudaDevice(compute_capability="87", free_memory=3 << 30, total_memory=8 << 30)
+GPU = CudaDevice(name="Orin", compute_capability="87", free_memory=3 << 30, total_memory=8 << 30)
 
 
 @pytest.fixture

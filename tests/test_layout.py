@@ -69,6 +69,7 @@ def test_extras_of_the_design() -> None:
     assert extras == {
         "cpu",
         "gpu",
+        "ort-trt-rtx",
         "trt",
         "trt-rtx",
         "cuda",

@@ -248,15 +248,16 @@ from safecode_trt.runtime.backends.ort import _Binding
 from safecode_trt.runtime.kv_cache import KVCache
 
 if sys.argv[2] == "apart":
-    init = _Binding.__init__
-    def apart(self, io, dtype, feeds, vocab_size, slabs):
-        init(self, io, dtype, feeds, vocab_size, slabs)
+    bind_cache = _Binding.bind_cache
+    def apart(self, geometry, memory, first_row, rows):
+        bind_cache(self, geometry, memory, first_row, rows)
+        slabs = memory.data[:, first_row : first_row + rows]
         self.other = np.zeros_like(slabs)
         # A cache that has not grown yet stays as it is, so that only the steps behind it could be seen to copy.
         for slab, data in enumerate(self.other if slabs.shape[3] > small else []):
             name = f"present.{slab // 2}.{('key', 'value')[slab % 2]}"
-            io.bind_output(name, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
-    _Binding.__init__ = apart
+            self.io.bind_output(name, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
+    _Binding.bind_cache = apart
 engine = Engine.open(sys.argv[1])
 cache = KVCache(engine.session.allocate(2), rows=2)
 small = cache.memory.capacity

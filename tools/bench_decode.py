@@ -23,6 +23,7 @@ from gqa_graph import write_gqa_decoder
 from make_random_checkpoint import make_config, write_checkpoint
 from process_figures import ProcessFigures, process_figures
 from random_families import family
+from random_tokenizer import RANDOM_REQUEST, RANDOM_SAFECODE
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.eval.bench import REQUEST, TOKENS, bench_bundle
@@ -39,13 +40,6 @@ BUILD = ROOT / "build"
 PICTURE = ROOT / "examples" / "socket.png"
 FAMILY = "idefics3"
 CONTEXT = 1024
-# The random checkpoint's tokenizer knows a few words and spells everything else in bytes. A request of 8 of its
-# words, and a judge's question of 46, are as long as ours are for a real tokenizer.
-RANDOM_REQUEST = " cannot" * 8
-RANDOM_SAFECODE = {
-    "judge_template": "{request}" + " safe" * 46,
-    "verdict": {"safe": " safe", "unsafe": " unsafe"},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

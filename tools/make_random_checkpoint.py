@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from random_families import RandomFamily, families, family
 from random_tokenizer import write_tokenizer
 
-__all__ = ["make_config", "write_checkpoint"]
+__all__ = ["make_config", "parameter_shapes", "write_checkpoint"]
 
 Dtype = Literal["F32", "F16", "BF16"]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -88,7 +88,7 @@ def _architecture(config: Any) -> str:
     return str(AutoModelForImageTextToText._model_mapping[type(config)].__name__)
 
 
-def _tensors(config: Any, spread: float) -> Iterator[Tensor]:
+def parameter_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor of the model as transformers names it in memory, without making one."""
     import torch
     from transformers import AutoModelForImageTextToText
@@ -96,7 +96,12 @@ def _tensors(config: Any, spread: float) -> Iterator[Tensor]:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     for name, value in model.named_parameters():
-        yield _tensor(name, tuple(value.shape), spread)
+        yield name, tuple(value.shape)
+
+
+def _tensors(config: Any, spread: float) -> Iterator[Tensor]:
+    for name, shape in parameter_shapes(config):
+        yield _tensor(name, shape, spread)
 
 
 def _tensor(name: str, shape: tuple[int, ...], spread: float) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from random_families import RandomFamily
 
-__all__ = ["write_tokenizer"]
+__all__ = ["RANDOM_REQUEST", "RANDOM_SAFECODE", "write_tokenizer"]
 
 # A space in front comes first: the merges of "Sorry" would otherwise leave the space of " Sorry" alone.
 WORDS = (
@@ -22,6 +22,14 @@ WORDS = (
     "Sorry",
     "I",
 )
+
+# The tokenizer knows a few words and spells everything else in bytes. A request of 8 of its
+# words, and a judge's question of 46, are as long as ours are for a real tokenizer.
+RANDOM_REQUEST = " cannot" * 8
+RANDOM_SAFECODE = {
+    "judge_template": "{request}" + " safe" * 46,
+    "verdict": {"safe": " safe", "unsafe": " unsafe"},
+}
 
 
 def write_tokenizer(folder: Path, made: RandomFamily, vocab_size: int) -> None:

@@ -1,27 +1,63 @@
-"""Execution backends: one file each, opened by name.
+"""Execution backends, opened by name.
 
-`open_session` imports a backend only when it is asked for, so that a device needs just the one it runs on.
+A backend is imported only when it is asked for, so that a device needs just the one it runs on.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
+from safecode_trt.errors import BackendError
 from safecode_trt.runtime.session import Session
 
-__all__ = ["open_session"]
+__all__ = ["Note", "open_session"]
+
+Note = Callable[[str], None]
+_TRT = "safecode_trt.runtime.backends.trt"
+_log = logging.getLogger(__name__)
 
 
-def open_session(bundle: Bundle, config: RuntimeConfig) -> Session:
+def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = None) -> Session:
     """Opens the bundle's graphs on the configured backend.
+
+    `note` is told what `auto` takes, and why no better one; without it the log is, as a warning.
 
     Raises:
         BackendError: the backend is not installed or does not take the graphs.
     """
+    if config.backend == "auto":
+        from safecode_trt.runtime.backends.auto import open_best
+
+        return open_best(bundle, config, note or _log.warning)
     if config.backend == "null":
         from safecode_trt.runtime.backends.null import NullSession
 
         return NullSession(bundle.manifest.geometry)
+    if config.backend == "trt":
+        session: Session = _trt().TrtSession(bundle)
+        return session
     from safecode_trt.runtime.backends.ort import OrtSession
+    from safecode_trt.runtime.backends.ort_providers import PROVIDERS
 
-    return OrtSession(bundle, threads=config.threads)
+    return OrtSession(
+        bundle,
+        provider=PROVIDERS[config.backend],
+        threads=config.threads,
+        allow_cpu_fallback=config.allow_cpu_fallback,
+    )
+
+
+def _trt() -> Any:
+    try:
+        return importlib.import_module(_TRT)
+    except ModuleNotFoundError as error:
+        if error.name != _TRT:
+            raise
+        raise BackendError(
+            "this version has no backend trt yet; run the bundle on one of the ort backends"
+        ) from error

@@ -58,6 +58,10 @@ class HostCache:
     def nbytes(self) -> int:
         return self._buffer.nbytes
 
+    def address(self, slab: int, row: int) -> int:
+        """Where the keys or values of a row begin."""
+        return int(self.data.ctypes.data) + slab * self.data.strides[0] + row * self.data.strides[1]
+
     def reserve(self, positions: int, *, rows: int | None = None) -> None:
         """Makes room for so many positions; `data` is another array if there was not.
 

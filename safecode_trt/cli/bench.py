@@ -55,7 +55,9 @@ def command(
         # Before the measurement: it would be a pity to miss matplotlib only afterwards.
         from safecode_trt.eval.bench_plot import plot_bench
     with console.progress() as progress:
-        result = bench_bundle(bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress)
+        result = bench_bundle(
+            bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress, note=console.note
+        )
     if as_json:
         console.emit_json(result.to_dict())
     else:

@@ -63,7 +63,7 @@ def command(
 
     _check_targets(bundle, plot, dry_run)
     fitted, unseen = read_items(items), read_items(held_out) if held_out else []
-    with Engine.open(bundle, config=runtime) as engine, console.progress() as report:
+    with Engine.open(bundle, config=runtime, note=console.note) as engine, console.progress() as report:
         opened = engine.bundle
         outcome = calibrate(engine, fitted, unseen, report)
     if plot:

@@ -106,7 +106,7 @@ def command(
     from safecode_trt.runtime.judges import make_judge
 
     who = make_judge(judge)
-    with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
+    with recording.open() as recorder, Engine.open(bundle, config=runtime, note=console.note) as engine:
         asker = Asker(
             engine=engine,
             recorder=recorder,

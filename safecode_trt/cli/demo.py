@@ -48,7 +48,7 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
     from safecode_trt.eval.demo_report import demo_report
     from safecode_trt.runtime import Engine
 
-    with Engine.open(bundle, config=runtime) as engine:
+    with Engine.open(bundle, config=runtime, note=console.note) as engine:
         with console.progress() as report_progress:
             answered = answer_scenes(
                 engine,

@@ -1,134 +1,149 @@
-"""safecode-trt doctor: can this machine run a bundle?"""
+"""safecode-trt doctor: what can this machine run? Everything is found out by doing it."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from time import perf_counter
+from typing import TYPE_CHECKING
 
 import click
 
 from safecode_trt import __version__
 from safecode_trt.cli import console
 from safecode_trt.cli.options import FOLDER, as_json
-from safecode_trt.config import RuntimeConfig, SamplingParams
-from safecode_trt.contract import AttentionForm
+from safecode_trt.config import Backend, RuntimeConfig, SamplingParams
 from safecode_trt.errors import BackendError, SafeCodeError
 
-__all__ = ["Check", "command"]
+if TYPE_CHECKING:
+    from safecode_trt.cli.findings import Finding
+    from safecode_trt.runtime.device import CudaDevice
 
-ENOUGH_MEMORY = 300_000_000  # what the demo may take
-ABSENT_IS_FINE = {"tensorrt": "trt", "tensorrt_rtx": "trt-rtx", "torch": "export"}
+__all__ = ["command"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One line of the report; `fail` makes the exit code 1."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    detail: str
+BUNDLE, INDENT = "bundle", 8
 
 
-@click.command("doctor", short_help="Check this machine.")
+@click.command("doctor", short_help="Check what this machine can run.")
 @click.argument("bundle", type=FOLDER, required=False)
 @as_json
 def command(bundle: Path | None, as_json: bool) -> None:
-    """Check Python, the backend and the memory, and BUNDLE if it is given, by using them.
+    """Execute a small decoder on every backend, and BUNDLE on those that work.
+
+    Backends that are not installed, or need a GPU that is not there, are absent, and no failure.
 
     \b
     Example:
       safecode-trt doctor build/demo-bundle
     """
-    checks = [
-        Check(name="python", state="ok", detail=f"{platform.python_version()}, safecode-trt {__version__}"),
-        _attempt("onnxruntime", _onnxruntime),
-        _opset_24(),
-        *(_optional(module, extra) for module, extra in ABSENT_IS_FINE.items()),
-        _memory(),
-    ]
+    from safecode_trt.cli.findings import find
+
+    gpu, trouble = _gpu()
+    findings = list(find(gpu))
     if bundle:
-        path = bundle
-        checks.append(_attempt("bundle", lambda: _one_token(path)))
+        findings.append(_bundle(bundle, findings, gpu))
+    ready = _ready(findings)
+    machine = {
+        "python": platform.python_version(),
+        "safecode_trt": __version__,
+        "memory": _memory(),
+        "gpu": trouble or _gpu_line(gpu),
+    }
     if as_json:
-        console.emit_json([asdict(check) for check in checks])
+        document = {**machine, "gpu": asdict(gpu) if gpu else None, "gpu_error": trouble, "ready": ready}
+        console.emit_json({**document, "backends": [asdict(finding) for finding in findings]})
     else:
-        for check in checks:
-            click.echo(
-                f"{check.state:4}  {check.name:12}  {console.printable(' '.join(check.detail.split()))}"
-            )
-    if any(check.state == "fail" for check in checks):
-        raise BackendError("this machine is not ready; see the lines marked fail")
+        for name, line in machine.items():
+            click.echo(f"{name:13} {line}")
+        click.echo()
+        for finding in findings:
+            click.echo("\n".join(_lines(finding)))
+    if not ready:
+        what = f"{bundle} does not run" if bundle else "no backend runs"
+        raise BackendError(f"{what} on this machine; the lines above say why")
 
 
-def _attempt(name: str, check: Callable[[], str]) -> Check:
+def _ready(findings: Sequence[Finding]) -> bool:
+    """Whether something can run: the bundle, if one was given."""
+    asked = [finding for finding in findings if finding.backend == BUNDLE] or [
+        finding for finding in findings if finding.executed
+    ]
+    return any(finding.state in ("ok", "warn") for finding in asked)
+
+
+def _lines(finding: Finding) -> list[str]:
+    """A line for the state, and what follows from it below, within the width of the terminal."""
+    width = min(shutil.get_terminal_size((console.PIPE_WIDTH, 24)).columns, console.PIPE_WIDTH)
+    where = [finding.version, finding.device, finding.compute_capability]
+    head = " ".join(filter(None, where))
+    detail = console.printable(" ".join(finding.detail.split()))
+    lines = [f"{finding.state:6}  {finding.backend:18}  {head}".rstrip()]
+    wrap = {"width": width, "initial_indent": " " * INDENT, "subsequent_indent": " " * INDENT}
+    lines += textwrap.wrap(detail, break_long_words=False, break_on_hyphens=False, **wrap)  # type: ignore[arg-type]
+    return lines + ([f"{' ' * INDENT}run: {finding.fix}"] if finding.fix else [])
+
+
+def _gpu() -> tuple[CudaDevice | None, str | None]:
+    from safecode_trt.runtime.device import cuda_device
+
     try:
-        return Check(name=name, state="ok", detail=check())
-    except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed; pip install 'safecode-trt[cpu]'"
-        return Check(name=name, state="fail", detail=missing)
-    except SafeCodeError as error:
-        return Check(name=name, state="fail", detail=str(error))
-    except Exception as error:  # whatever a backend raises is what the doctor is asked about
-        return Check(name=name, state="fail", detail=f"{type(error).__name__}: {error}")
+        return cuda_device(), None
+    except BackendError as error:
+        return None, str(error)
 
 
-def _execute(form: AttentionForm) -> str:
-    import numpy as np
-    import onnxruntime
-
-    from safecode_trt.cli import probe
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it would warn that the cache is copied, which is meant here
-    graph = probe.graph_bytes(form)
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, dict(probe.feeds(form)))
-    difference = float(np.abs(found - probe.expected()).max())
-    if not difference < 1e-5:
-        raise BackendError(f"onnxruntime {onnxruntime.__version__} computes attention wrongly")
-    return f"executed a {form} attention, largest difference {difference:.0e}"
+def _gpu_line(gpu: CudaDevice | None) -> str:
+    if gpu is None:
+        return "none found"
+    capability = f"{gpu.compute_capability[:-1]}.{gpu.compute_capability[-1]}"
+    sizes = f"{console.size(gpu.free_memory)} of {console.size(gpu.total_memory)} free"
+    return f"{console.printable(gpu.name)}, compute capability {capability}, {sizes}"
 
 
-def _onnxruntime() -> str:
-    import onnxruntime
-
-    return f"{onnxruntime.__version__} {_execute('decomposed')}"
-
-
-def _opset_24() -> Check:
-    check = _attempt("opset 24", lambda: _execute("portable"))
-    if check.state == "ok":
-        return check
-    detail = f"only bundles exported with --attention decomposed run here; {check.detail}"
-    return Check(name=check.name, state="warn", detail=detail)
-
-
-def _optional(module: str, extra: str) -> Check:
-    found = importlib.util.find_spec(module) is not None
-    detail = "installed" if found else f"not installed (only for the extra {extra})"
-    return Check(name=module, state="ok", detail=detail)
-
-
-def _memory() -> Check:
+def _memory() -> str:
     from safecode_trt.runtime.device import free_memory
 
     free = free_memory()
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    if free is None:
-        return Check(name="memory", state="ok", detail=f"unknown on {sys.platform}; {cores} cores")
-    state: Literal["ok", "warn"] = "ok" if free >= ENOUGH_MEMORY else "warn"
-    return Check(name="memory", state=state, detail=f"{console.size(free)} free, {cores} cores")
+    return f"{console.size(free) if free is not None else 'unknown'} free, {cores} cores"
 
 
-def _one_token(path: Path) -> str:
+def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> Finding:
+    """One token of the bundle on every backend that works here."""
+    from safecode_trt.bundle import Bundle
+    from safecode_trt.cli.findings import Finding
+    from safecode_trt.runtime.backends.auto import ORDER
+
+    try:
+        engines = Bundle.open(path).manifest.engines
+    except SafeCodeError as error:
+        return Finding(backend=BUNDLE, state="fail", detail=str(error))
+    working = {finding.backend.split(" ")[0] for finding in findings if finding.state in ("ok", "warn")}
+    if gpu and engines:
+        working.add("trt")  # its engines are asked themselves, whatever became of the probe's
+    said, answered = list[str](), False
+    for backend in (name for name in reversed(ORDER) if name in working):
+        try:
+            said.append(f"{backend} answered one token in {_one_token(path, backend):.0f} ms")
+            answered = True
+        except Exception as error:  # whatever a backend raises is what the doctor is asked about
+            said.append(f"{backend}: {error}")
+    detail = "; ".join(said) or "no backend works here"
+    return Finding(backend=BUNDLE, state="ok" if answered else "fail", detail=detail)
+
+
+def _one_token(path: Path, backend: Backend) -> float:
+    """Milliseconds of a reply of one token, the opening of the bundle not counted."""
     from safecode_trt.runtime import Engine
 
-    with Engine.open(path, config=RuntimeConfig()) as engine:
-        reply = engine.generate("hello", sampling=SamplingParams(max_new_tokens=1))
-    return f"{path} answered one token in {reply.timings.total_s * 1e3:.0f} ms"
+    config = RuntimeConfig(backend=backend, check_hashes=False)
+    with Engine.open(path, config=config) as engine:
+        start = perf_counter()
+        engine.generate("hello", sampling=SamplingParams(max_new_tokens=1))
+        return (perf_counter() - start) * 1e3

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.config import MODES, STAGES, Mode, RuntimeConfig, SafeCodeConfig, SamplingParams, StageName
+from safecode_trt.config import (
+    BACKENDS,
+    MODES,
+    STAGES,
+    Mode,
+    RuntimeConfig,
+    SafeCodeConfig,
+    SamplingParams,
+    StageName,
+)
 from safecode_trt.errors import PromptError
 
 if TYPE_CHECKING:
@@ -192,7 +201,19 @@ JUDGE = (
     ),
 )
 ENGINE = (
-    click.option("--backend", type=click.Choice(["ort-cpu", "null"]), default="ort-cpu", show_default=True),
+    click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="ort-cpu",
+        show_default=True,
+        help="What executes the bundle: ONNX Runtime (ort-*), its TensorRT engines (trt), nothing (null), "
+        "or the best of them that works here (auto).",
+    ),
+    click.option(
+        "--allow-cpu-fallback",
+        is_flag=True,
+        help="Let a GPU backend of ONNX Runtime leave parts of the model to the CPU.",
+    ),
     click.option("--threads", type=int, default=0, show_default=True, help="0 takes all cores."),
 )
 
@@ -285,11 +306,12 @@ def judge_options(command: F) -> F:
 
 
 def engine_options(command: F) -> F:
-    """Adds --backend and --threads; the command receives `runtime`, a RuntimeConfig."""
+    """Adds --backend, --allow-cpu-fallback and --threads; the command receives `runtime`, a RuntimeConfig."""
 
     @functools.wraps(command)
-    def wrapper(*, backend: Any, threads: int, **options: Any) -> Any:
-        return command(runtime=RuntimeConfig(backend=backend, threads=threads), **options)
+    def wrapper(*, backend: Any, threads: int, allow_cpu_fallback: bool, **options: Any) -> Any:
+        runtime = RuntimeConfig(backend=backend, threads=threads, allow_cpu_fallback=allow_cpu_fallback)
+        return command(runtime=runtime, **options)
 
     return _apply(ENGINE, cast(F, wrapper))
 

@@ -65,7 +65,7 @@ def command(
     if not 0 <= share < 1:
         raise ConfigError(f"--share must be at least 0 and below 1, got {share:g}")
     requests = read_requests(corpus) if corpus else HARMLESS
-    with Engine.open(bundle, config=runtime) as engine, console.progress() as progress:
+    with Engine.open(bundle, config=runtime, note=console.note) as engine, console.progress() as progress:
         manifest = engine.bundle.manifest
         defaults = manifest.safecode
         if refusals:

@@ -70,7 +70,7 @@ def command(
 
     prompt, who = read_prompt(prompt), make_judge(judge)
     pictures = [read_picture(path) for path in images]
-    with recording.open() as recorder, Engine.open(bundle, config=runtime) as engine:
+    with recording.open() as recorder, Engine.open(bundle, config=runtime, note=console.note) as engine:
         asker = Asker(
             engine=engine,
             recorder=recorder,

@@ -7,9 +7,11 @@ Everything is measured in interleaved rounds (`timing.py`); what is run is in `w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
-from safecode_trt.config import RuntimeConfig
+from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.bench_result import BenchResult, BundleFacts, Overhead, Ratio, Setup, Share
 from safecode_trt.eval.machine import this_machine
@@ -17,6 +19,7 @@ from safecode_trt.eval.meter import PARTS
 from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved
 from safecode_trt.eval.workload import MAX_ROWS, VARIANTS, Workload
 from safecode_trt.runtime import Engine
+from safecode_trt.runtime.backends import Note
 
 __all__ = ["REQUEST", "TOKENS", "bench_bundle"]
 
@@ -34,8 +37,11 @@ def bench_bundle(
     tokens: Sequence[int] = TOKENS,
     request: str = REQUEST,
     progress: Progress = lambda step, done, total: None,
+    note: Note | None = None,
 ) -> BenchResult:
     """Measures a bundle; `tokens` are the lengths of the replies. Every case runs once more, to warm up.
+
+    `note` is as in `Engine.open`.
 
     Raises:
         ConfigError: a reply of that length does not fit into the bundle's context.
@@ -46,7 +52,7 @@ def bench_bundle(
         raise ConfigError(
             f"expected 1 or more repeats and replies of 1 or more tokens, got {repeats}, {tokens}"
         )
-    runtime = runtime or RuntimeConfig()
+    runtime = _settled(path, runtime or RuntimeConfig(), note)
     opened = _time_opening(Path(path), runtime, min(repeats, OPENINGS), progress)
     with Engine.open(path, config=runtime) as engine:
         work = Workload(engine, request)
@@ -60,6 +66,14 @@ def bench_bundle(
             _cases(work, tokens), repeats, report=lambda done, total: progress("measuring", done, total)
         )
         return _result(engine, work, runtime, repeats, tuple(tokens), rounds, opened)
+
+
+def _settled(path: str | Path, runtime: RuntimeConfig, note: Note | None) -> RuntimeConfig:
+    """With the backend that `auto` takes, so that no opening that is timed has to find it again."""
+    if runtime.backend != "auto":
+        return runtime
+    with Engine.open(path, config=runtime, note=note) as engine:
+        return replace(runtime, backend=cast(Backend, engine.session.name))
 
 
 def _time_opening(path: Path, runtime: RuntimeConfig, repeats: int, progress: Progress) -> Spread:

@@ -1,0 +1,226 @@
+"""ONNX Runtime's providers: what each needs, how a graph is opened on it, and where its nodes really are."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from safecode_trt.config import Backend
+from safecode_trt.errors import BackendError
+from safecode_trt.runtime.backends.graph_nodes import shape_nodes
+
+__all__ = ["CPU", "PROVIDERS", "OrtProvider", "cpu_nodes", "first_line", "load_onnxruntime", "open_graph"]
+
+RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+NAMED_NODES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtProvider:
+    """One of ONNX Runtime's execution providers, as a backend.
+
+    `execution` is ONNX Runtime's name of it, `extra` ours of the packages. Its tensors are on `device`. `behind` are
+    the providers of the same device for what it does not take. `plugin` is the package that brings its library.
+    """
+
+    backend: Backend
+    execution: str
+    extra: str
+    device: Literal["cpu", "cuda"] = "cuda"
+    options: Mapping[str, str] = field(default_factory=dict)
+    behind: tuple[str, ...] = ()
+    plugin: str | None = None
+    # Whether it may write a scatter's result to where its input is. TensorRT promises it for its own cache update only.
+    scatters_in_place: bool = True
+
+
+CPU = OrtProvider(backend="ort-cpu", execution="CPUExecutionProvider", extra="cpu", device="cpu")
+CUDA = OrtProvider(
+    backend="ort-cuda",
+    execution="CUDAExecutionProvider",
+    extra="gpu",
+    options={
+        "use_tf32": "0",  # float32 as on the CPU
+        "cudnn_conv_algo_search": "HEURISTIC",  # trying all takes long for every new size of a picture
+        "arena_extend_strategy": "kSameAsRequested",  # powers of two are too much for a Jetson
+    },
+)
+TENSORRT = OrtProvider(
+    backend="ort-tensorrt",
+    execution="TensorrtExecutionProvider",
+    extra="gpu",
+    behind=(CUDA.execution,),
+    scatters_in_place=False,
+)
+TRT_RTX = OrtProvider(
+    backend="ort-trt-rtx",
+    execution="NvTensorRTRTXExecutionProvider",
+    extra="ort-trt-rtx",
+    plugin="onnxruntime_ep_nv_tensorrt_rtx",
+    scatters_in_place=False,
+)
+PROVIDERS = {provider.backend: provider for provider in (CPU, CUDA, TENSORRT, TRT_RTX)}
+
+
+def load_onnxruntime(provider: OrtProvider) -> Any:
+    """The package onnxruntime, with the provider in it.
+
+    Raises:
+        BackendError: it is not installed, or is one without this provider.
+    """
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendError(f"onnxruntime is not installed; run: {install_command(provider)}") from error
+    if provider.plugin:
+        _register(ort, provider)
+    elif provider.execution not in ort.get_available_providers():  # what is listed may still not load
+        raise BackendError(
+            f"this ONNX Runtime {ort.__version__} comes without {provider.execution}; "
+            f"run: pip uninstall onnxruntime && {install_command(provider)}"
+        )
+    elif provider.device == "cuda" and hasattr(ort, "preload_dlls"):
+        # CUDA's libraries from its Python packages, where the loader does not look. It prints what it misses.
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+    return ort
+
+
+def install_command(provider: OrtProvider) -> str:
+    """What installs a provider."""
+    return f"pip install 'safecode-trt[{provider.extra}]'"
+
+
+def open_graph(
+    path: Path,
+    *,
+    provider: OrtProvider = CPU,
+    threads: int = 0,
+    spin: bool = True,
+    allow_cpu_fallback: bool = False,
+) -> Any:
+    """An onnxruntime.InferenceSession on a provider, all of it unless `allow_cpu_fallback`.
+
+    Raises:
+        BackendError: ONNX Runtime or the provider is not installed or does not take the graph, or leaves nodes that
+            work on activations or weights to the CPU.
+    """
+    ort = load_onnxruntime(provider)
+    on_device = provider.device != "cpu"
+    knows_placement = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
+    options = _session_options(ort, threads, spin)
+    if on_device and knows_placement:
+        options.add_session_config_entry(RECORD_PLACEMENT, "1")
+    elif on_device and not allow_cpu_fallback:
+        # An older ONNX Runtime can only refuse by itself: nodes that compute shapes too, and it names none.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = _make_session(ort, path, provider, options)
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        line = first_line(error)
+        hint = (
+            "; a newer ONNX Runtime names the nodes; or pass --allow-cpu-fallback"
+            if "fallback" in line
+            else ""
+        )
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} does not take {path} on {provider.execution}: {line}{hint}"
+        ) from error
+    if provider.execution not in session.get_providers():
+        raise BackendError(
+            f"{provider.execution} is installed and does not load: a GPU or one of its libraries (CUDA, cuDNN, "
+            "TensorRT) is missing; ONNX Runtime's lines above name it, and so does: safecode-trt doctor"
+        )
+    if on_device and knows_placement:
+        _check_placement(session, path, provider, allow_cpu_fallback)
+    return session
+
+
+def cpu_nodes(session: Any, path: Path) -> tuple[str, ...]:
+    """The nodes of a graph that ONNX Runtime leaves to the CPU, but for those that compute shapes.
+
+    ONNX Runtime puts what computes shapes there on purpose: their results are needed on the host. A node that is not
+    in the file, because ONNX Runtime has made it, counts as one that is left.
+    """
+    left = _nodes_on(session, CPU.execution)
+    shapes = shape_nodes(path) if left else frozenset[str]()
+    return tuple(f"{node.op_type} {node.name}" for node in left if node.name not in shapes)
+
+
+def _session_options(ort: Any, threads: int, spin: bool) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Patterns are kept per input shape, and hardly any two prefills have the same.
+    options.enable_mem_pattern = False
+    # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    return options
+
+
+def _make_session(ort: Any, path: Path, provider: OrtProvider, options: Any) -> Any:
+    """Without ONNX Runtime's own way to go on with another provider when one fails."""
+    if provider.plugin:
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == provider.execution]
+        options.add_provider_for_devices(devices[:1], dict(provider.options))
+        return ort.InferenceSession(str(path), options, enable_fallback=0)
+    providers = [(provider.execution, dict(provider.options)), *((name, {}) for name in provider.behind)]
+    return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+
+
+def _register(ort: Any, provider: OrtProvider) -> None:
+    """Loads a plug-in's library, once in a process, and finds a device for it."""
+    try:
+        plugin = importlib.import_module(str(provider.plugin))
+    except ImportError as error:
+        raise BackendError(f"{provider.plugin} is not installed; run: {install_command(provider)}") from error
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} takes no plug-ins; run: pip install -U onnxruntime"
+        )
+
+    def devices() -> list[Any]:
+        return [device for device in ort.get_ep_devices() if device.ep_name == provider.execution]
+
+    try:
+        if not devices():
+            ort.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+    except Exception as error:  # see open_graph
+        raise BackendError(f"{provider.plugin} does not load: {first_line(error)}") from error
+    if not devices():
+        raise BackendError(f"{provider.plugin} finds no GPU that it supports; check with: nvidia-smi")
+
+
+def _check_placement(session: Any, path: Path, provider: OrtProvider, allow_cpu_fallback: bool) -> None:
+    if not _nodes_on(session, provider.execution):
+        raise BackendError(
+            f"{provider.execution} takes no node of {path}; run the bundle on another backend, see: "
+            "safecode-trt doctor"
+        )
+    left = cpu_nodes(session, path)
+    if left and not allow_cpu_fallback:
+        more = f" and {len(left) - NAMED_NODES} more" if len(left) > NAMED_NODES else ""
+        raise BackendError(
+            f"{provider.execution} leaves nodes of {path} to the CPU: {', '.join(left[:NAMED_NODES])}{more}; "
+            "to run it nevertheless, pass --allow-cpu-fallback"
+        )
+
+
+def _nodes_on(session: Any, execution: str) -> list[Any]:
+    return [
+        node
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == execution
+        for node in part.get_nodes()
+    ]
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its class."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,63 @@
+"""The probe's decoder as an engine of TensorRT or TensorRT-RTX: built for the GPU that is here, and executed on it.
+
+`tensorrt.X` in an annotation is a class of either package, as in the builder of bundles' engines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safecode_trt.cli import probe
+from safecode_trt.errors import BackendError
+from safecode_trt.runtime.cuda_memory import CudaMemory
+
+if TYPE_CHECKING:
+    import tensorrt
+
+__all__ = ["run_engine"]
+
+
+def run_engine(trt: Any, dtype: probe.Dtype) -> dict[str, NDArray[Any]]:
+    """The outputs of the decomposed form, which every version of either package knows.
+
+    Raises:
+        BackendError: TensorRT does not build or execute it, or there is no GPU.
+    """
+    memory = CudaMemory()
+    log: tensorrt.Logger = trt.Logger(trt.Logger.ERROR)
+    plan: tensorrt.IHostMemory = _build(trt, log, probe.graph_bytes("decomposed", dtype))
+    runtime: tensorrt.Runtime = trt.Runtime(log)
+    engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendError(f"{trt.__name__} {trt.__version__} does not load its own engine on this GPU")
+    execution: tensorrt.IExecutionContext = engine.create_execution_context()
+    inputs = probe.feeds(dtype)
+    outputs = {name: np.empty(x.shape, dtype) for name, x in probe.expected(dtype).items()}
+    buffers = {name: memory.buffer(x.nbytes) for name, x in (inputs | outputs).items()}
+    for name, buffer in buffers.items():
+        execution.set_tensor_address(name, buffer.address)
+    for name, value in inputs.items():
+        memory.write(buffers[name], value)
+    enqueued: bool = execution.execute_async_v3(0)
+    if not enqueued:
+        raise BackendError(f"{trt.__name__} {trt.__version__} does not execute its engine")
+    for name, value in outputs.items():
+        memory.read(buffers[name], value)
+    return outputs
+
+
+def _build(trt: Any, log: tensorrt.Logger, model: bytes) -> tensorrt.IHostMemory:
+    builder: tensorrt.Builder = trt.Builder(log)
+    network: tensorrt.INetworkDefinition = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    )
+    parser: tensorrt.OnnxParser = trt.OnnxParser(network, log)
+    parsed: bool = parser.parse(model)
+    config: tensorrt.IBuilderConfig = builder.create_builder_config()
+    plan: tensorrt.IHostMemory | None = builder.build_serialized_network(network, config) if parsed else None
+    if plan is None:
+        raise BackendError(f"{trt.__name__} {trt.__version__} does not build a decoder of one layer")
+    return plan

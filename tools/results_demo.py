@@ -84,6 +84,7 @@ def arms_table(title: str, measured: Measured, captions: Measured) -> TextTable:
                 percent(captions.arms[name].exact) or "",
                 "" if verdicts is None else percent(verdicts.scores.accuracy) or "",
                 "" if arm.cost is None else f"{arm.cost.tokens_mean:.1f}",
+                f"{sum(arm.fallbacks.values())} / {sum(captions.arms[name].fallbacks.values())}",
             )
         )
     columns = (
@@ -94,6 +95,7 @@ def arms_table(title: str, measured: Measured, captions: Measured) -> TextTable:
         "captions exact %",
         "verdicts right %",
         "tokens",
+        "fail-safe",
     )
     return TextTable(title=title, columns=columns, rows=tuple(rows))
 
@@ -142,7 +144,7 @@ def margins_of(measured: Measured, arm: str) -> tuple[list[float], list[bool]]:
 
 
 def candidates_table(swept: Measured) -> TextTable:
-    """The default mode's candidates by their mean error; at least 98 % of an eligible one's answers are well-formed."""
+    """The default mode's candidates by their mean error."""
     names = ["safecode", *(arm.name for arm in candidates())]
     ranked = sorted((swept.arms[name] for name in names), key=lambda arm: (errors(arm), arm.name))
     rows = tuple(
@@ -193,7 +195,8 @@ Measured on: {machine}.
 The settings are looked at here, on {validation} items of the validation split, and never on the test split.
 
 {modes}
-{test} held-out items of the test split, half of them unsafe, and a caption of every picture.
+{test} held-out items of the test split, half of them unsafe, and a caption of every picture. `fail-safe` counts the
+replies to requests and to captions that the fallback gave, which are refusals.
 
 {calibration}
 P(unsafe) of the mode `safecode`; ECE in ten bins.

@@ -124,4 +124,4 @@ def _open(bundle: Bundle) -> Session:
 
     if bundle.manifest.precision == "bf16":
         return OrtSession(bundle, decoder=False)
-    return open_session(bundle, RuntimeConfig())
+    return open_session(bundle, RuntimeConfig(keep_graphs=False))

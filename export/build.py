@@ -27,6 +27,7 @@ from safecode_trt.manifest import (
     EngineProfile,
 )
 from safecode_trt.models import load_spec
+from safecode_trt.runtime.engines import engine_spec
 
 __all__ = ["build_engines"]
 
@@ -91,7 +92,7 @@ def _model(bundle: Bundle, graph: str) -> tuple[bytes, GraphSpec]:
     if graph != DECODER:
         return path.read_bytes(), manifest.graphs[graph]
     try:
-        from safecode_trt.export.engine_graph import engine_graph, engine_spec
+        from safecode_trt.export.engine_graph import engine_graph
     except ModuleNotFoundError as error:
         raise BackendError(f"{error.name} is not installed; run: pip install onnx-ir") from error
     spec = engine_spec(manifest.graphs[graph], manifest.geometry.context_length)

@@ -1,14 +1,11 @@
 """One graph through TensorRT or TensorRT-RTX, whose Python packages have the same words for what is needed here.
 
-`tensorrt.X` in an annotation is a class of either package, `tensorrt_rtx.X` of the second alone; so
-tests/test_tensorrt_api.py can hold every name against packages that need a GPU to run. Networks are strongly typed:
+What its annotations mean is said in runtime/backends/trt_library.py. Networks are strongly typed:
 the graph's own types decide, and no precision is set.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,28 +16,24 @@ from typing import TYPE_CHECKING, Any
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.manifest import Flavour
+from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
 
 if TYPE_CHECKING:
     import tensorrt
     import tensorrt_rtx
 
-__all__ = ["PACKAGES", "Shapes", "TensorRT"]
+__all__ = ["Shapes", "TensorRT"]
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 """The least, usual and largest shape of every input."""
 Report = Callable[[str, int, int], None]
 
-PACKAGES: Mapping[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-EXTRAS: Mapping[Flavour, str] = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
-
 
 @dataclass(frozen=True, slots=True)
 class TensorRT:
-    """An installed package: `version` is that of the library, which its engines are for."""
+    """An installed package as a builder of engines."""
 
-    flavour: Flavour
-    version: str
-    _trt: Any
+    library: TensorRTLibrary
 
     @classmethod
     def load(cls, flavour: Flavour) -> TensorRT:
@@ -49,13 +42,15 @@ class TensorRT:
         Raises:
             BackendError: it is not installed, or its libraries are not found.
         """
-        try:
-            trt = importlib.import_module(PACKAGES[flavour])
-        except (ImportError, OSError) as error:
-            raise BackendError(
-                f"{PACKAGES[flavour]} cannot be imported ({error}); run: pip install 'safecode-trt[{EXTRAS[flavour]}]'"
-            ) from error
-        return cls(flavour, str(trt.__version__), trt)
+        return cls(TensorRTLibrary.load(flavour))
+
+    @property
+    def flavour(self) -> Flavour:
+        return self.library.flavour
+
+    @property
+    def version(self) -> str:
+        return self.library.version
 
     def build(
         self, model: bytes, path: Path, profiles: Sequence[Shapes], settings: EngineConfig, report: Report
@@ -69,7 +64,7 @@ class TensorRT:
             BackendError: TensorRT does not take the graph or finds no kernels for it.
             ConfigError: a setting is nothing that this TensorRT knows.
         """
-        trt, log = self._trt, _log(self._trt)
+        trt, log = self.library.trt, self.library.log
         log.errors.clear()
         builder: tensorrt.Builder = trt.Builder(log)
         network: tensorrt.INetworkDefinition = builder.create_network(
@@ -97,7 +92,7 @@ class TensorRT:
     def _config(
         self, builder: tensorrt.Builder, profiles: Sequence[Shapes], settings: EngineConfig
     ) -> tensorrt.IBuilderConfig:
-        trt = self._trt
+        trt = self.library.trt
         config: tensorrt.IBuilderConfig = builder.create_builder_config()
         for shapes in profiles:
             profile: tensorrt.IOptimizationProfile = builder.create_optimization_profile()
@@ -111,7 +106,7 @@ class TensorRT:
         if settings.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
         if self.flavour == "tensorrt-rtx":
-            _set_targets(self._trt, config, settings.compute_capabilities)
+            _set_targets(self.library.trt, config, settings.compute_capabilities)
         if settings.timing_cache:
             _load_timing_cache(config, settings.timing_cache)
         return config
@@ -172,24 +167,6 @@ def _beside(work: Callable[[], Any], cancel: Event) -> Any:
     if interrupt is not None:
         raise interrupt
     return done.result()
-
-
-@functools.cache
-def _log(trt: Any) -> Any:
-    """One logger for the process: TensorRT goes on using the first that it was given."""
-
-    class Log(trt.ILogger):
-        """Keeps errors for the message of ours; everything else is TensorRT's own affair."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(" ".join(msg.split()))
-
-    return Log()
 
 
 def _monitor(trt: Any, report: Report, cancel: Event) -> Any:

@@ -6,31 +6,18 @@ so every layer reads a `Slice` as long as the mask is wide; on other backends th
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.contract import GraphSpec
+from safecode_trt.runtime.engines import MASK
 
-__all__ = ["engine_graph", "engine_spec"]
+__all__ = ["engine_graph"]
 
-MASK = "attention_bias"
 PRESENT = "present."
 PATH = "/engine"
-
-
-def engine_spec(graph: GraphSpec, capacity: int) -> GraphSpec:
-    """The decoder's inputs and outputs in an engine: CAP is `capacity`, and the mask has an axis K of its own."""
-
-    def fixed(tensor: TensorSpec) -> TensorSpec:
-        shape = tensor.shape
-        if tensor.name == MASK:
-            return replace(tensor, shape=(*shape[:-1], "K"))
-        return replace(tensor, shape=tuple(capacity if axis == "CAP" else axis for axis in shape))
-
-    return GraphSpec(inputs=tuple(map(fixed, graph.inputs)), outputs=tuple(map(fixed, graph.outputs)))
 
 
 def engine_graph(path: Path, spec: GraphSpec) -> bytes:

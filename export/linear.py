@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +20,12 @@ from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.config import WeightConfig
 from safecode_trt.export.graph import DTYPES, GraphBuilder, narrow
 from safecode_trt.export.prequantized import Prequantized
-from safecode_trt.export.quantize import Quantized, pack_int4, quantize
+from safecode_trt.export.quantize import Quantized, pack_int4, quantize_slabs
 from safecode_trt.manifest import Quantization
 
 __all__ = ["LinearWriter", "Part"]
 
+Scalar = TypeVar("Scalar", bound=np.generic)
 Part = tuple[str, int]  # name in the checkpoint, number of outputs
 
 
@@ -99,18 +101,16 @@ class LinearWriter:
                 f"{parts[0][0]} has {inputs} inputs, no multiple of block_size {how.block_size}; "
                 "choose another block size, or fp16 or fp32"
             )
-        shape = (inputs, sum(outputs for _, outputs in parts))
-        blocks = (inputs // (how.block_size or inputs), shape[1])
-        values = np.empty(shape, np.int8)
-        scales, zeros = np.empty(blocks, np.float32), np.zeros(blocks, np.int8)
-        start = 0
-        for name, outputs in parts:
-            part, columns = self._part(name, (outputs, inputs), how), slice(start, start + outputs)
-            values[:, columns], scales[:, columns] = part.values, part.scales
-            if part.zero_points is not None:
-                zeros[:, columns] = part.zero_points
-            self.quantization[name] = part.how
-            start += outputs
+        found = [self._part(name, (outputs, inputs), how) for name, outputs in parts]
+        self.quantization.update((name, part.how) for (name, _), part in zip(parts, found, strict=True))
+        values = _beside([part.values for part in found])
+        scales = _beside([part.scales for part in found])
+        zeros = _beside(
+            [
+                np.zeros(part.scales.shape, np.int8) if part.zero_points is None else part.zero_points
+                for part in found
+            ]
+        )
         b = self._builder
         if how.block_size is None:
             scales, zeros = scales[0], zeros[0]
@@ -127,9 +127,14 @@ class LinearWriter:
     def _part(self, name: str, shape: tuple[int, int], how: Quantization) -> Quantized:
         if self._packed and name in self._packed:
             return self._packed.read(name, shape)
-        return quantize(self._checkpoint.get(name, shape), how)
+        return quantize_slabs(self._checkpoint.slabs(name, shape), shape, how)
 
     def _codes(self, name: str, codes: NDArray[np.int8], how: Quantization) -> ir.Value:
         if how.bits == 8:
             return self._builder.weight(name, codes)
         return self._builder.weight(name, pack_int4(codes), dtype=ir.DataType.INT4, shape=codes.shape)
+
+
+def _beside(parts: Sequence[NDArray[Scalar]]) -> NDArray[Scalar]:
+    """The parts side by side; one alone, which the head is, is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.manifest import Quantization
 
-__all__ = ["Quantized", "dequantize", "pack_int4", "quantize", "unpack_int4"]
+__all__ = ["Quantized", "dequantize", "pack_int4", "quantize", "quantize_slabs", "unpack_int4"]
 
 Array = NDArray[np.float32]
 # Rows per round: the temporaries of a round stay in the processor's cache and never add up.
@@ -36,13 +36,23 @@ class Quantized:
 def quantize(weight: Array, how: Quantization) -> Quantized:
     """Quantises a weight (N, K), rows being outputs as in a checkpoint, and transposes it.
 
+    Raises:
+        ValueError: K is not a multiple of the block size.
+    """
+    outputs, inputs = weight.shape
+    return quantize_slabs([weight], (outputs, inputs), how)
+
+
+def quantize_slabs(slabs: Iterable[Array], shape: tuple[int, int], how: Quantization) -> Quantized:
+    """As `quantize`, of a weight of that shape (N, K) that comes some rows at a time.
+
     Symmetric codes of eight bits are -127..127, of four bits -8..7: a block's largest value gets the code -8,
     whose side has one step more. Asymmetric codes spread over the block's range, which is made to hold 0.
 
     Raises:
         ValueError: K is not a multiple of the block size.
     """
-    outputs, inputs = weight.shape
+    outputs, inputs = shape
     block = how.block_size or inputs
     if inputs % block:
         raise ValueError(f"expected a multiple of {block} inputs, got {inputs}")
@@ -50,16 +60,18 @@ def quantize(weight: Array, how: Quantization) -> Quantized:
     scales = np.empty((inputs // block, outputs), np.float32)
     zero_points = None if how.symmetric else np.empty(scales.shape, np.int8)
     lost = total = 0.0
-    for start in range(0, outputs, SLAB):
-        rows = weight[start : start + SLAB]
+    start = 0
+    for rows in (slab[at : at + SLAB] for slab in slabs for at in range(0, len(slab), SLAB)):
         codes, slab_scales, zeros = _quantize_blocks(rows.reshape(len(rows), -1, block), how)
-        values[:, start : start + SLAB] = codes.reshape(rows.shape).astype(np.int8).T
-        scales[:, start : start + SLAB] = slab_scales.T
+        columns = slice(start, start + len(rows))
+        values[:, columns] = codes.reshape(rows.shape).astype(np.int8).T
+        scales[:, columns] = slab_scales.T
         if zero_points is not None:
-            zero_points[:, start : start + SLAB] = zeros.astype(np.int8).T
+            zero_points[:, columns] = zeros.astype(np.int8).T
         difference = _restore(codes, slab_scales, zeros).reshape(rows.shape) - rows
         lost += float(np.vdot(difference, difference))
         total += float(np.vdot(rows, rows))
+        start += len(rows)
     error = (lost / total) ** 0.5 if total else 0.0
     return Quantized(values=values, scales=scales, zero_points=zero_points, how=replace(how, error=error))
 

@@ -6,21 +6,23 @@ contexts whose life is over are dropped by going on with the first rows of the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.ops.sample import Sampler
 from safecode_trt.policy.base import Plan, Steering, StepTrace
+from safecode_trt.policy.plain import PlainSteering
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.rows import Tail
-from safecode_trt.runtime.session import Session
+from safecode_trt.runtime.session import HostLogits, Session, StepLogits
 
-__all__ = ["Sampler", "Token", "decode"]
+__all__ = ["Token", "decode"]
 
-Sampler = Callable[[NDArray[np.float32], Sequence[int]], int]
+PLAIN_STEERING = PlainSteering()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,21 +59,33 @@ def decode(
         CapacityError: the cache is full.
     """
     tokens = list(history)
-    logits, step = first_logits, 0
+    logits: StepLogits = HostLogits(first_logits)
+    step = 0
 
     def steered() -> bool:
         return steering.steps is None or step < steering.steps
 
     while True:
-        row, trace = logits[0], None
-        if was_steered := steered():
-            combined = steering.combine(step, logits[: plan.rows("steered")])
-            row, trace = combined.logits, combined.trace
-        token_id = samplers[0 if was_steered else 1](row, tokens)
+        was_steered = steered()
+        acting, sampler = (steering, samplers[0]) if was_steered else (PLAIN_STEERING, samplers[1])
+        token_id, trace = _choose(logits, acting, sampler, step, tokens, rows=plan.rows("steered"))
         tokens.append(token_id)
-        yield Token(token_id=token_id, steered=was_steered and steering.steps is not None, trace=trace)
+        counted = was_steered and steering.steps is not None
+        yield Token(token_id=token_id, steered=counted, trace=trace if was_steered else None)
         step += 1
         cache.keep(plan.rows("steered") if steered() else 1)
         cache.require(1)
-        logits = session.decode(builder.step(token_id, cache, tail), cache.memory)
+        logits = session.step(builder.step(token_id, cache, tail), cache.memory)
         cache.advance(np.ones(cache.rows, np.int64))
+
+
+def _choose(
+    logits: StepLogits, steering: Steering, sampler: Sampler, step: int, tokens: Sequence[int], *, rows: int
+) -> tuple[int, StepTrace | None]:
+    """The next token and its trace: chosen where the logits are, or from the first `rows` of them on the host."""
+    uniform, fused = sampler.uniform(), steering.fused(step, sampler.params)
+    choice = None if fused is None else logits.choose(fused, uniform)
+    if choice is not None and choice.token_id is not None:
+        return choice.token_id, StepTrace(step=step, candidates=choice.candidates)
+    combined = steering.combine(step, logits.fetch()[:rows])
+    return sampler(combined.logits, tokens, uniform), combined.trace

@@ -202,6 +202,7 @@ class Engine:
         """Idle memory if it has the rows: fresh memory costs page faults, stale contents are masked."""
         memory = self._idle.pop() if self._idle else None
         if memory is None or memory.rows < rows:
+            memory = None  # there may be no room for both
             memory = self.session.allocate(rows)
         memory.clear()  # every step reads all of it, and the reply before may have been a long one
         memory.reserve(positions)

@@ -1,14 +1,17 @@
-"""Which of a bundle's engines a machine can run. Knows no TensorRT: what is installed is told."""
+"""What the engines of a bundle take, and which of them a machine can run. Knows no TensorRT."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import EngineEntry, Flavour
 
-__all__ = ["TensorRTRuntime", "choose_engine", "misfit"]
+__all__ = ["MASK", "TensorRTRuntime", "choose_engine", "engine_spec", "misfit"]
+
+MASK = "attention_bias"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,3 +54,15 @@ def choose_engine(bundle: Bundle, runtime: TensorRTRuntime) -> EngineEntry:
         f"{runtime.compute_capability} ({'; '.join(others) or 'no engine was built'}); run: safecode-trt build "
         f"{bundle.path} --flavour {runtime.flavour} --sm {runtime.compute_capability}"
     )
+
+
+def engine_spec(graph: GraphSpec, capacity: int) -> GraphSpec:
+    """The decoder's inputs and outputs in an engine: CAP is `capacity`, and the mask has an axis K of its own."""
+
+    def fixed(tensor: TensorSpec) -> TensorSpec:
+        shape = tensor.shape
+        if tensor.name == MASK:
+            return replace(tensor, shape=(*shape[:-1], "K"))
+        return replace(tensor, shape=tuple(capacity if axis == "CAP" else axis for axis in shape))
+
+    return GraphSpec(inputs=tuple(map(fixed, graph.inputs)), outputs=tuple(map(fixed, graph.outputs)))

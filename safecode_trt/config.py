@@ -210,14 +210,18 @@ PAPER = SafeCodeConfig()
 class RuntimeConfig:
     """How a bundle is opened: which backend runs it, and on how many threads (0: all cores).
 
+    `check_hashes` reads the large files too, which takes longer than to open them. `keep_graphs` keeps what ONNX
+    Runtime has made of a large quantised decoder in the user's cache folder, and opens that the next time.
+
     `auto` is the best backend that executes the bundle here. `allow_cpu_fallback` lets a GPU backend leave nodes of a
     graph to the CPU.
     """
 
     backend: Backend = "ort-cpu"
     threads: int = 0
-    check_hashes: bool = True
+    check_hashes: bool = False
     allow_cpu_fallback: bool = False
+    keep_graphs: bool = True
 
     def __post_init__(self) -> None:
         _require(self.backend in BACKENDS, "backend", f"one of {', '.join(BACKENDS)}", self.backend)

@@ -38,7 +38,7 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
@@ -137,14 +137,18 @@ class GraphParity:
 class Parity:
     """The comparison with transformers in fp32: features, first-step logits, and tokens.
 
-    `top1_agreement` is over all positions of the probes, given the same past; `greedy_agreement` the share of
-    the first tokens of greedy replies up to the first that differs.
+    `top1_agreement` is over all positions of the probes, given the same past. `top1_within_noise` counts near ties
+    as agreement: tokens that transformers itself puts behind its best by less than the rounding noise, which
+    `logit_noise` has as a share of the logits' spread (`export.parity.measure_agreement`). `greedy_agreement` is the
+    share of the first tokens of greedy replies up to the first that differs.
     """
 
     probes: int
     vision_encoder: GraphParity
     decoder: GraphParity
     top1_agreement: float
+    top1_within_noise: float
+    logit_noise: float
     greedy_agreement: float
     passed: bool
 

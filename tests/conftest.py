@@ -1,4 +1,4 @@
-"""Fixtures that are dear to make and that several test files share: checkpoints and their bundles, the kernels."""
+"""Fixtures that several test files share: checkpoints and their bundles, the kernels, a GPU and its packages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from hypothesis import settings
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
+from safecode_trt.errors import BackendError
+from safecode_trt.manifest import Flavour
+from safecode_trt.ops import cuda as device_step
 from safecode_trt.runtime import cuda_memory
+from safecode_trt.runtime.backends import cuda_stream
 from tests import kernel_emulation
+from tests.engine_bundle import VERSIONS, EngineBundles, ask, opened, policies
+from tests.fake_cudart import FakeCuda
 from tests.fake_gpu import FakeDriver, FakeOrt
+from tests.fake_tensorrt import FakeTensorRT
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
 
@@ -65,6 +72,45 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FamilyCheckpoints:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA kernels, compiled for the CPU."""
     return kernel_emulation.build(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A GPU that is not one, without kernels of ours; everything must come back to it."""
+
+    def no_driver() -> None:
+        raise BackendError("there are no kernels")
+
+    cuda = FakeCuda()
+    monkeypatch.setattr(cuda_stream, "load_cuda", lambda: cuda)
+    monkeypatch.setattr(device_step, "load_driver", no_driver)
+    yield cuda
+    assert cuda.held() == []
+
+
+@pytest.fixture
+def packages(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> dict[Flavour, FakeTensorRT]:
+    """TensorRT and TensorRT-RTX for it, to be imported by their names."""
+    found: dict[Flavour, FakeTensorRT] = {}
+    for flavour, version in VERSIONS.items():
+        found[flavour] = FakeTensorRT(cuda, version, rtx=flavour == "tensorrt-rtx")
+        monkeypatch.setitem(sys.modules, flavour.replace("-", "_"), found[flavour])
+    return found
+
+
+@pytest.fixture(scope="session")
+def engine_bundles(
+    tiny_bundle: Bundle, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> EngineBundles:
+    """Bundles with engines for those packages."""
+    return EngineBundles(tiny_bundle, tiny_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def ort_tokens(tiny_bundle: Bundle) -> dict[str, tuple[int, ...]]:
+    """The replies of ONNX Runtime to what the tests ask, by mode."""
+    with opened(tiny_bundle) as engine:
+        return {mode: ask(engine, mode).token_ids for mode in policies(tiny_bundle)}
 
 
 @pytest.fixture

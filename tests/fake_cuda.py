@@ -10,6 +10,9 @@ from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import Any
 
+from safecode_trt.ops.fused import STEP
+from tests.fake_cudart import FakeCuda
+
 __all__ = ["FakeDriver", "Status", "functions"]
 
 
@@ -28,13 +31,17 @@ OK = (Status.CUDA_SUCCESS,)
 
 
 class FakeDriver:
-    """One Jetson Orin. `fails` names a function that fails; `held` is what has not been given back."""
+    """One Jetson Orin. `fails` names a function that fails; `held` is what has not been given back.
+
+    With `cuda`, work goes onto its streams and is done when they are waited for; without, it is done at once.
+    """
 
     CUdevice_attribute = Attribute
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library, self.fails = library, ""
+    def __init__(self, library: ctypes.CDLL, cuda: FakeCuda | None = None) -> None:
+        self.library, self.cuda, self.fails = library, cuda, ""
         self.held: dict[int, Any] = {}
+        self.retained = self.modules = 0
         self.logits: list[Any] = []  # what the caller keeps alive
         self.launches: list[tuple[bytes, tuple[int, ...], int]] = []
 
@@ -50,10 +57,12 @@ class FakeDriver:
         return *OK, attribute.value
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:
+        self.retained += 1
         return *OK, self._hold("context", device)
 
     def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:
-        return self._give_back(device)
+        self.retained -= 1
+        return OK if self.retained else self._give_back(device)
 
     def cuCtxSetCurrent(self, context: int) -> tuple[Any, ...]:
         assert self.held[context] == "context"
@@ -61,7 +70,8 @@ class FakeDriver:
 
     def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
         assert image == b"machine code of sm_87"
-        return *OK, self._hold("module", 7)
+        self.modules += 1
+        return *OK, self._hold("module", self.modules)
 
     def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any, ...]:
         assert self.held[module] == "module"
@@ -92,19 +102,33 @@ class FakeDriver:
         return OK
 
     def cuMemcpyDtoHAsync(self, target: int, source: int, size: int, stream: int) -> tuple[Any, ...]:
-        ctypes.memmove(target, source, size)
+        self._put(stream, lambda: ctypes.memmove(target, source, size))
         return OK
 
     def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+        if self.cuda is not None:
+            self.cuda.cudaStreamSynchronize(stream)
         return OK
 
     def cuLaunchKernel(self, kernel: bytes, *arguments: int) -> tuple[Any, ...]:
         *sizes, shared, stream, parameters, extra = arguments
         assert (shared, extra) == (0, 0)
         self.launches.append((kernel, tuple(sizes), stream))
-        step = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
-        assert self.library.launch(kernel, ctypes.c_void_p(step), sizes[0], sizes[1], 0)
+        address = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]
+        assert address is not None
+        step = ctypes.create_string_buffer(ctypes.string_at(address, STEP.itemsize))
+
+        def run() -> None:
+            assert self.library.launch(kernel, step, sizes[0], sizes[1], 0)
+
+        self._put(stream, run)
         return OK
+
+    def _put(self, stream: int, work: Callable[[], Any]) -> None:
+        if self.cuda is None:
+            work()
+        else:
+            self.cuda.put(stream, work)
 
     def _memory(self, content: bytes) -> int:
         buffer = ctypes.create_string_buffer(content)

@@ -34,12 +34,16 @@ def save_tensor(path: Path, name: str, data: np.ndarray) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + raw)
 
 
-def write_null_bundle(folder: Path, *, capacity: int = CAPACITY) -> Path:
+def write_null_bundle(folder: Path, *, capacity: int = CAPACITY, vocab_size: int | None = None) -> Path:
     """Writes the bundle; its graphs are empty files, which the null backend never opens."""
     folder.mkdir(parents=True)
     for name in ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, folder / name)
     shutil.copy(DEMO / "chat_template.jinja", folder)
+    if vocab_size is not None:
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["vocab_size"] = vocab_size
+        (folder / "config.json").write_text(json.dumps(config))
     spec = load_spec(folder)
     text = spec.text
     geometry = Geometry(

@@ -1,7 +1,8 @@
 """Which names of TensorRT's Python packages a source uses, read from its syntax tree.
 
-`trt` is either package and `trt_rtx` the second alone; an object's class is its annotation, `tensorrt.X` or
-`tensorrt_rtx.X`. What comes from TensorRT and is not annotated is refused, so that nothing is missed.
+`trt` is either package and `trt_rtx` the second alone. An object's class is its annotation: `tensorrt.X`,
+`tensorrt_rtx.X`, or `tensorrt_10_15.X` for what TensorRT has from 10.15 on and the second too. What comes from TensorRT
+and is not annotated is refused, so that nothing is missed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MODULES = {"trt": "tensorrt", "_trt": "tensorrt", "trt_rtx": "tensorrt_rtx"}
-PACKAGES = ("tensorrt", "tensorrt_rtx")
+PACKAGES = ("tensorrt", "tensorrt_10_15", "tensorrt_rtx")
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,19 @@ import pytest
 from click.testing import CliRunner
 
 from bare_decoder import BareDecoder, break_even, compare_with_gqa, largest_difference
+from bench_export import best, decoder_export, openings
 from gqa_graph import to_matmul_nbits, write_gqa_decoder
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli import program
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.errors import ConfigError
+from safecode_trt.errors import BundleError, ConfigError
 from safecode_trt.eval import timing
 from safecode_trt.eval.bench import bench_bundle
 from safecode_trt.eval.bench_report import bench_tables, facts
 from safecode_trt.eval.bench_result import BenchResult
 from safecode_trt.eval.text_table import markdown
 from safecode_trt.eval.timing import Case, Spread, interleaved, lasting
-from safecode_trt.manifest import DECODER
+from safecode_trt.manifest import DECODER, EMBEDDINGS
 from tests.null_bundle import write_null_bundle
 
 NULL = RuntimeConfig(backend="null")
@@ -270,3 +271,31 @@ def test_the_comparison_graph_is_the_same_decoder(int4_bundle: Bundle, tmp_path:
 def test_break_even_has_every_width(int4_bundle: Bundle) -> None:
     even = break_even(int4_bundle, threads=1, repeats=1)
     assert list(even.pass_ms) == [1, 2, 4, 8, 16, 32, 64, 128] and math.isfinite(even.tokens)
+
+
+# ---- the benchmark of exports
+
+
+def test_an_export_without_torch_is_measured(tiny_checkpoint: Path) -> None:
+    row = decoder_export(tiny_checkpoint, "int4", "portable")
+    assert row["torch"] is False and row["peak_above_mb"] < 200 and row["seconds"] >= 0
+    assert best([row, {**row, "seconds": -1, "peak_above_mb": 900}]) == {
+        **row,
+        "seconds": -1,
+        "peak_above_mb": 900,
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_opening_reads_no_table(tmp_path: Path) -> None:
+    """Neither maps its pages nor hashes it; `verify` does."""
+    bundle = write_null_bundle(tmp_path / "bundle", vocab_size=80_000)
+    for row in openings(bundle, backend="null"):
+        assert row["table_mb"] > 40
+        assert row["table_resident_mb"] < 1 and row["read_mb"] < 10
+    with (bundle / EMBEDDINGS).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    openings(bundle, backend="null")
+    with pytest.raises(BundleError, match="expected SHA-256"):
+        Bundle.open(bundle)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from safecode_trt import bundle as bundle_module
 from safecode_trt.bundle import Bundle, write_manifest
 from safecode_trt.contract import decoder_graph
 from safecode_trt.errors import BundleError
@@ -195,8 +196,17 @@ def test_a_tampered_file(folder: Path) -> None:
     data[len(data) // 2] ^= 1
     (folder / MIDDLE).write_bytes(data)
     with pytest.raises(BundleError, match=rf"{MIDDLE}: expected SHA-256 [0-9a-f]{{16}}\.\.\., found"):
-        Bundle.open(folder)
+        Bundle.open(folder, check_hashes=False)
+
+
+def test_large_files_are_hashed_when_that_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray((folder / MIDDLE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / MIDDLE).write_bytes(data)
+    monkeypatch.setattr(bundle_module, "SMALL", len(data) - 1)
     Bundle.open(folder, check_hashes=False)
+    with pytest.raises(BundleError, match=f"{MIDDLE}: expected SHA-256"):
+        Bundle.open(folder)
 
 
 def test_a_decoder_that_breaks_the_contract(folder: Path) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Activations, AttentionForm, Precision, decoder_graph
-from safecode_trt.manifest import EngineEntry
+from safecode_trt.errors import BackendError
+from safecode_trt.manifest import DECODER, EngineEntry
 from safecode_trt.models import load_spec
+from safecode_trt.runtime.backends.cuda_stream import CudaStream
+from safecode_trt.runtime.backends.trt_engine import TrtEngine
+from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
+from safecode_trt.runtime.device import cuda_device
+from safecode_trt.runtime.engines import engine_spec
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
@@ -25,7 +31,7 @@ from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.decoder import write_decoder
 from safecode_trt.export.engine import TensorRT
 from safecode_trt.export.engine_config import EngineConfig
-from safecode_trt.export.engine_graph import engine_graph, engine_spec
+from safecode_trt.export.engine_graph import engine_graph
 from safecode_trt.export.engine_profiles import decoder_profiles, shapes
 from safecode_trt.export.package import geometry
 
@@ -56,6 +62,21 @@ def test_the_demo_model_builds(precision: Precision, activations: Activations | 
     several = EngineConfig(flavour="tensorrt-rtx", compute_capabilities=("86", "89", "120"), opt_level=0)
     entry = built_for_real(bundle.path, several)
     assert entry.activations == "fp16" and entry.compute_capabilities == ("86", "89", "120")
+    check_loading(Bundle.open(bundle.path), entry, tmp_path / "other")
+
+
+def check_loading(bundle: Bundle, entry: EngineEntry, other: Path) -> None:
+    """What the runtime gets from TensorRT-RTX on a machine without a GPU: its own engines are known, and need one."""
+    library, stream = TensorRTLibrary.load("tensorrt-rtx"), cast(CudaStream, None)
+    engine, graph = bundle.file(entry.graphs[DECODER].file), bundle.manifest.graphs[DECODER]
+    if cuda_device() is None:
+        with pytest.raises(
+            BackendError, match=r"does not load .*decoder\.engine: .*Cuda Runtime .*cudaError"
+        ):
+            TrtEngine(library, engine, graph, stream)
+    other.write_bytes(bytes(10_000))
+    with pytest.raises(BackendError, match=r"does not load .*other: .*Serialization .*magicTag"):
+        TrtEngine(library, other, graph, stream)
 
 
 def every_family() -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 
-import numpy as np
 import pytest
 
 from safecode_trt.bundle import Bundle
@@ -14,7 +13,6 @@ from safecode_trt.manifest import DECODER, EMBEDDINGS, VISION_ENCODER, Parity
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.feeds import FeedBuilder
-from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.tensors import map_tensors
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints
@@ -23,22 +21,19 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("transformers")
 pytest.importorskip("onnx_ir")
 
-from safecode_trt.export.parity import answer_probes, compare  # noqa: E402
-from safecode_trt.export.probes import make_probes  # noqa: E402
+from safecode_trt.export.parity import compare  # noqa: E402
 
-# Activations of int8 bundles are rounded to int8 too, and random weights make many near ties; the trained demo
-# model is held to 99 % in test_demo_model.py.
-LEAST_TOP1: dict[Precision, float] = {"fp16": 0.99, "int8": 0.9}
+# As shares of the logits' spread; the best token of random weights is ahead by less than that every now and then.
+# The trained demo model is held to 99 % without such an excuse in test_demo_model.py.
+MOST_NOISE: dict[Precision, float] = {"fp16": 0.004, "int8": 0.045}
 every_family = pytest.mark.parametrize("case", cases(), ids=lambda case: case.model_type)
 
 
 def parity(case: FamilyCase, bundle: Bundle, made: FamilyCheckpoints) -> Parity:
-    """The comparison that export makes, on the case's layouts instead of the reference layout."""
+    """The comparison that export makes, on the case's layouts as well."""
     folder, manifest = made.checkpoint(case), bundle.manifest
     spec = load_spec(folder)
-    layouts = [spec.layout(*size) for size in case.sizes]
-    probes = make_probes(spec, PromptBuilder(folder, spec), layouts)
-    answers = answer_probes(folder, spec, probes, manifest.special_tokens.eos_token_ids)
+    probes, answers = made.answers(case)
     table = map_tensors(bundle.file(EMBEDDINGS))["embed_tokens"]
     builder = FeedBuilder(spec.text, table, manifest.geometry.context_length)
     with closing(open_session(bundle, RuntimeConfig(threads=1))) as session:
@@ -49,19 +44,18 @@ def parity(case: FamilyCase, bundle: Bundle, made: FamilyCheckpoints) -> Parity:
 @pytest.mark.parametrize("attention", ATTENTION_FORMS)
 def test_fp32_is_transformers(case: FamilyCase, attention: AttentionForm, made: FamilyCheckpoints) -> None:
     bundle = made.bundle(case, "fp32", attention)
-    assert bundle.manifest.parity is not None and bundle.manifest.parity.passed
     found = parity(case, bundle, made)
     for graph in (found.vision_encoder, found.decoder):
         assert graph.max_abs_difference <= 2e-4 or graph.max_rel_difference <= 1e-3
-    assert found.top1_agreement == 1.0 and found.greedy_agreement == 1.0
+    assert found.passed and found.top1_agreement == 1.0 and found.greedy_agreement == 1.0
 
 
 @every_family
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_other_precisions_agree(case: FamilyCase, precision: Precision, made: FamilyCheckpoints) -> None:
     found = parity(case, made.bundle(case, precision), made)
-    assert found.top1_agreement >= LEAST_TOP1[precision]
-    assert np.isfinite(found.decoder.max_abs_difference)
+    assert found.passed and found.top1_within_noise >= 0.99
+    assert found.logit_noise <= MOST_NOISE[precision]
 
 
 @every_family

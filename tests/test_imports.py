@@ -19,6 +19,7 @@ LAYERS = (
         "errors",
         "interrupt",
         "records",
+        "cache",
         "config",
         "contract",
         "calibration",

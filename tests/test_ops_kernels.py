@@ -182,14 +182,14 @@ def test_stages_that_break_the_logits_are_refused(kernels: ctypes.CDLL) -> None:
 
 
 def test_what_the_device_leaves_to_the_host() -> None:
-    assert why_not_fused(FusedSettings(shift_top_k=SHIFT_MOST), MAX_VOCABULARY) is None
+    assert why_not_fused(FusedSettings(shift_top_k=SHIFT_MOST), MAX_VOCABULARY, 2) is None
     penalty = SamplingParams(repetition_penalty=1.1)
     for step, vocabulary in (
         (FusedSettings(), MAX_VOCABULARY + 1),
         (FusedSettings(shift_top_k=SHIFT_MOST + 1), 100),
         (FusedSettings(sampling=penalty), 100),
     ):
-        assert why_not_fused(step, vocabulary)
+        assert why_not_fused(step, vocabulary, 2)
         with pytest.raises(ConfigError, match="let the host compute it"):
             make_step(step, rows=2, vocabulary=vocabulary, half=False, uniform=0.0)
 
@@ -200,6 +200,7 @@ def test_what_the_device_leaves_to_the_host() -> None:
     ids=["one row", "four rows", "infinite shift"],
 )
 def test_impossible_steps_are_refused(step: FusedSettings, rows: int) -> None:
+    assert why_not_fused(step, 10, rows)
     with pytest.raises(ConfigError):
         make_step(step, rows=rows, vocabulary=10, half=False, uniform=0.0)
 

@@ -112,6 +112,9 @@ class Carrying:
         self.verdict: Verdict | None = self._steering.verdict
         return self
 
+    def fused(self, step: int, sampling: SamplingParams) -> None:
+        return None
+
     def combine(self, step: int, logits: np.ndarray) -> Combined:
         return (
             self._steering.combine(step, logits)

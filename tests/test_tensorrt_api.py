@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,20 +39,25 @@ SYMBOLS = (
     "getPluginRegistry",
     "initLibNvInferPlugins",
 )
-RTX = ("tensorrt", "tensorrt_rtx")
+SINCE = {"tensorrt": (10, 3), "tensorrt_10_15": (10, 15)}
+RTX = (*SINCE, "tensorrt_rtx")
 
 
 def sources() -> list[Path]:
-    """The files that name a TensorRT package in an annotation."""
+    """The files that name a TensorRT package in an annotation, or a class of one."""
     folders = ("export", "runtime", "models", "safecode_trt")
     files = {path.resolve() for folder in folders for path in (ROOT / folder).rglob("*.py")}
-    return sorted(path for path in files if "import tensorrt" in path.read_text(encoding="utf-8"))
+    return sorted(path for path in files if re.search(r"import tensorrt|\btrt\.[A-Z]", read(path)))
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def used() -> Names:
     names = Names()
     for path in sources():
-        found = names_of(path.read_text(encoding="utf-8"))
+        found = names_of(read(path))
         names.uses += found.uses
         names.subclasses += found.subclasses
     return names
@@ -68,10 +74,14 @@ def wheels() -> list[Path]:
 
 
 def check(package: Path, version: str, folder: Path) -> None:
-    """Holds the bindings in the folder `package`; names of TensorRT-RTX alone are not there, and are missed."""
-    assert ask(package, version, folder, "tensorrt") == {"version": version, "problems": []}
+    """Holds the bindings in the folder `package`; what they are too old for, or TensorRT-RTX has alone, is missed."""
+    found = tuple(map(int, version.split(".")[:2]))
+    there = [name for name, since in SINCE.items() if found >= since]
+    assert ask(package, version, folder, *there) == {"version": version, "problems": []}
     missed = ask(package, version, folder, *RTX)["problems"]
     assert isinstance(missed, list) and "there is no IBuilderConfig.set_compute_capability" in missed
+    aliased = "there is no ICudaEngine.get_aliased_input_tensor"
+    assert (aliased in missed) == (found < SINCE["tensorrt_10_15"])
 
 
 def ask(package: Path, version: str, folder: Path, *packages: str) -> dict[str, object]:
@@ -124,7 +134,12 @@ def test_bindings_in_wheels_have_what_is_used(tmp_path: Path) -> None:
 def test_the_sources_use_tensorrt() -> None:
     """The collector sees what it is there for."""
     names = used()
-    assert [path.name for path in sources()][:1] == ["engine.py"]
+    assert [path.name for path in sources()] == [
+        "engine.py",
+        "trt_engine.py",
+        "trt_library.py",
+        "probe_engine.py",
+    ]
     paths = {(use.package, use.path) for use in names.uses}
     assert {
         ("tensorrt", "Builder.__init__"),
@@ -134,6 +149,13 @@ def test_the_sources_use_tensorrt() -> None:
         ("tensorrt", "IBuilderConfig.progress_monitor"),
         ("tensorrt", "ILogger.Severity.ERROR"),
         ("tensorrt_rtx", "IBuilderConfig.set_compute_capability"),
+        ("tensorrt", "Runtime.deserialize_cuda_engine"),
+        ("tensorrt", "ICudaEngine.device_memory_size_v2"),
+        ("tensorrt", "ExecutionContextAllocationStrategy.USER_MANAGED"),
+        ("tensorrt", "IExecutionContext.execute_async_v3"),
+        ("tensorrt_10_15", "ICudaEngine.get_aliased_input_tensor"),
+        ("tensorrt_rtx", "IRuntimeConfig.cuda_graph_strategy"),
+        ("tensorrt_rtx", "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE"),
     } <= paths
     assert {subclass.base for subclass in names.subclasses} == {"ILogger", "IProgressMonitor"}
 
@@ -164,12 +186,22 @@ def test_the_sources_use_tensorrt() -> None:
         ("def step_complete(", "def step_completed(", "IProgressMonitor.step_complete is overridden wrongly"),
         ("parent_phase: str | None, num_steps", "num_steps", "IProgressMonitor.phase_start is overridden"),
         ("trt.IProgressMonitor)", "trt.IProgressMoniter)", "there is no IProgressMoniter"),
+        ("class Log(trt.ILogger)", "class Log(trt.ILoger)", "there is no ILoger"),
+        (".execute_async_v3(", ".execute_async_v4(", "there is no IExecutionContext.execute_async_v4"),
+        (".device_memory_size_v2", ".device_memory_size_v3", "there is no ICudaEngine.device_memory_size_v3"),
+        (
+            "set_device_memory(memory.handle, memory.nbytes)",
+            "set_device_memory(memory.handle)",
+            "does not take",
+        ),
+        ("config.cuda_graph_strategy", "config.cuda_graphs", "there is no IRuntimeConfig.cuda_graphs"),
+        (".get_aliased_input_tensor(", ".get_alias(", "there is no ICudaEngine.get_alias"),
+        ("trt.DataType.BF16", "trt.DataType.BFLOAT16", "there is no DataType.BFLOAT16"),
     ],
 )
 def test_a_misspelt_name_is_found(right: str, wrong: str, message: str) -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    source = (ROOT / "export" / "engine.py").read_text(encoding="utf-8")
-    assert right in source
+    source = next(text for text in map(read, sources()) if right in text)
     found = problems(trt, to_json(names_of(source.replace(right, wrong))), RTX)
     assert any(message in problem for problem in found), found
 

@@ -29,6 +29,7 @@ from safecode_trt.export.checkpoint import Checkpoint  # noqa: E402
 from safecode_trt.export.config import ExportConfig  # noqa: E402
 from safecode_trt.export.decoder import write_decoder  # noqa: E402
 from safecode_trt.export.package import geometry  # noqa: E402
+from safecode_trt.export.parity import measure_agreement  # noqa: E402
 
 PROMPT = np.array([1, 40, 77, 91, 120, 133, 60, 150, 18, 199, 31], np.int64)
 CAPACITY = 64
@@ -177,23 +178,19 @@ def test_first_logits_and_greedy_tokens_are_those_of_transformers(
 
 @every_decoder
 @every_form
-@pytest.mark.parametrize(("precision", "tie"), [("fp16", 0.01), ("int8", 0.2)])
+@pytest.mark.parametrize(("precision", "noise"), [("fp16", 0.005), ("int8", 0.05)])
 def test_led_positions_have_the_same_best_token(
-    tiny: Callable[[str], Tiny], name: str, attention: AttentionForm, precision: Precision, tie: float
+    tiny: Callable[[str], Tiny], name: str, attention: AttentionForm, precision: Precision, noise: float
 ) -> None:
-    """The best token, or one that transformers puts less than a tie behind it: random weights have many of those.
-
-    The tie is in standard deviations of the logits; the best of 200 tokens is about three above the mean.
-    """
+    """The best token, or one of a near tie: random weights have many of those."""
     model = tiny(name)
     runner, feeds = model.runner(precision, attention), model.feeds()
-    behind = []
-    for tokens, logits in zip(model.led, model.led_logits, strict=True):
+    logits = []
+    for tokens in model.led:
         prompts = [tokens[:length] for length in range(1, CAPACITY + 1)]
-        found = prefill(runner, feeds, KVCache(runner.allocate(CAPACITY), rows=CAPACITY), prompts)
-        chosen = np.take_along_axis(logits, found.argmax(-1)[:, None], -1)[:, 0]
-        behind.append((logits.max(-1) - chosen) / logits.std())
-    assert np.mean(np.array(behind) <= tie) >= 0.99
+        logits.append(prefill(runner, feeds, KVCache(runner.allocate(CAPACITY), rows=CAPACITY), prompts))
+    found = measure_agreement(np.concatenate(logits), np.concatenate(model.led_logits))
+    assert found.top1_within_noise >= 0.99 and found.noise <= noise
 
 
 @pytest.mark.parametrize("name", ["biased llama", "biased qwen3"])

@@ -1,22 +1,26 @@
 """Compares the ways to quantise a decoder's weights by their squared error over the weights' own squares.
 
-python tools/quantization_error.py --model models/demo
+python tools/quantization_error.py --model models/demo --model build/random-2b --layers 1
 
-Measured on the checkpoint's matrices, and on drawn ones with heavy tails (Student's t with 5 degrees of freedom) and
-outputs of different sizes, as large models have them.
+Measured on the matrices of the checkpoints' decoder layers, and on drawn ones with heavy tails (Student's t with 5
+degrees of freedom) and outputs of different sizes, as large models have them.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.errors import SafeCodeError
+from safecode_trt.eval.bench_report import TextTable, markdown
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.quantize import dequantize, quantize
 from safecode_trt.manifest import Quantization
@@ -24,6 +28,9 @@ from safecode_trt.models import load_spec
 
 Array = NDArray[np.float32]
 INPUTS, OUTPUTS, DRAWN = 1024, 512, 4
+NOTE = (
+    "`drawn` are heavy-tailed matrices whose outputs differ in size; those of random checkpoints are normal"
+)
 
 
 def ways() -> Iterator[Quantization]:
@@ -37,13 +44,15 @@ def ways() -> Iterator[Quantization]:
                     yield replace(plain, symmetric=symmetric, method="scale-search")
 
 
-def trained(model: Path) -> Iterator[Array]:
-    """The matrices of the checkpoint's decoder layers."""
-    checkpoint, prefix = Checkpoint(model), load_spec(model).weights.layer.partition("{i}")[0]
-    for name in checkpoint.names(prefix):
-        shape = checkpoint.shape(name)
-        if len(shape) == 2:
-            yield checkpoint.get(name, shape)
+def stored(model: Path, layers: int | None) -> Iterator[Array]:
+    """The matrices of a checkpoint's first decoder layers; None: of all."""
+    spec = load_spec(model)
+    checkpoint = Checkpoint(model, spec.renames, spec.joins)
+    for i in range(min(layers or spec.text.num_hidden_layers, spec.text.num_hidden_layers)):
+        for name in checkpoint.names(spec.weights.layer.format(i=i)):
+            shape = checkpoint.shape(name)
+            if len(shape) == 2:
+                yield checkpoint.get(name, shape)
 
 
 def drawn() -> Iterator[Array]:
@@ -65,22 +74,34 @@ def error(weights: Iterable[Array], how: Quantization) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
-    model = parser.parse_args().model
-    sources: dict[str, Callable[[], Iterator[Array]]] = {"checkpoint": lambda: trained(model), "drawn": drawn}
-    print("| bits | block | zero points | scales |", " | ".join(sources), "|")
-    print("| --- " * 4 + "| ---: " * len(sources) + "|")
+    parser.add_argument("--model", type=Path, action="append", required=True, help="checkpoint folder")
+    parser.add_argument("--layers", type=int, help="only so many decoder layers of each; default: all")
+    parser.add_argument("--report", type=Path, help="Markdown file to write")
+    given = parser.parse_args()
+    sources: dict[str, Callable[[], Iterator[Array]]] = {
+        model.name: partial(stored, model, given.layers) for model in given.model
+    }
+    sources["drawn"] = drawn
     try:
-        for how in ways():
-            errors = (f"{error(source(), how):.3g}" for source in sources.values())
-            points = "no" if how.symmetric else "yes"
-            print(
-                f"| {how.bits} | {how.block_size or 'channel'} | {points} | {how.method} |",
-                " | ".join(errors),
-                "|",
+        rows = [
+            (
+                str(how.bits),
+                str(how.block_size or "channel"),
+                "no" if how.symmetric else "yes",
+                how.method,
+                *(f"{error(source(), how):.3g}" for source in sources.values()),
             )
+            for how in ways()
+        ]
     except SafeCodeError as failure:
         raise SystemExit(f"error: {failure}") from failure
+    columns = ("bits", "block", "zero points", "scales", *sources)
+    table = TextTable(title="Squared error over the weights' squares", columns=columns, rows=tuple(rows))
+    command = shlex.join(["python", "tools/quantization_error.py", *sys.argv[1:]])
+    text = f"# Ways to quantise weights\n\n- `{command}`\n- {NOTE}\n\n{markdown(table)}"
+    print(text)
+    if given.report:
+        given.report.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,20 +5,16 @@ A backend is imported only when it is asked for, so that a device needs just the
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable
-from typing import Any
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.errors import BackendError
 from safecode_trt.runtime.session import Session
 
 __all__ = ["Note", "open_session"]
 
 Note = Callable[[str], None]
-_TRT = "safecode_trt.runtime.backends.trt"
 _log = logging.getLogger(__name__)
 
 
@@ -39,8 +35,9 @@ def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = N
 
         return NullSession(bundle.manifest.geometry)
     if config.backend == "trt":
-        session: Session = _trt().TrtSession(bundle)
-        return session
+        from safecode_trt.runtime.backends.trt import TrtSession
+
+        return TrtSession(bundle)
     from safecode_trt.runtime.backends.ort import OrtSession
     from safecode_trt.runtime.backends.ort_providers import PROVIDERS
 
@@ -49,15 +46,5 @@ def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = N
         provider=PROVIDERS[config.backend],
         threads=config.threads,
         allow_cpu_fallback=config.allow_cpu_fallback,
+        keep_graphs=config.keep_graphs,
     )
-
-
-def _trt() -> Any:
-    try:
-        return importlib.import_module(_TRT)
-    except ModuleNotFoundError as error:
-        if error.name != _TRT:
-            raise
-        raise BackendError(
-            "this version has no backend trt yet; run the bundle on one of the ort backends"
-        ) from error

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.contract import Geometry
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
 
 __all__ = ["NullSession"]
 
@@ -56,6 +56,10 @@ class NullSession:
             seen = feeds.attention_bias[row, 0, feeds.logit_positions[row, 0]] == 0
             hidden[row] = seen.astype(np.float32) @ cache / seen.sum()  # what is masked has a weight of 0
         return hidden @ self._head
+
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+        """`decode`: the logits are on the host; see `Session.step`."""
+        return HostLogits(self.decode(feeds, memory))
 
     def close(self) -> None:
         """Nothing is held."""

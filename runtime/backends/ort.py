@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 from time import perf_counter
 from typing import Any
@@ -22,10 +23,11 @@ from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.growing_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
+from safecode_trt.runtime.backends.kept_graphs import open_decoder, vision_entries
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.cuda_memory import CudaMemory
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
 
 __all__ = ["OrtSession", "open_graph"]
 
@@ -43,6 +45,7 @@ class OrtSession:
     """Implements `Session` for a bundle. `decoder_seconds` adds up the time inside ONNX Runtime's decoder.
 
     `decoder` False opens the vision encoder only, for pictures of a bundle whose decoder needs another backend.
+    `keep_graphs` is as in `RuntimeConfig`.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class OrtSession:
         threads: int = 0,
         decoder: bool = True,
         allow_cpu_fallback: bool = False,
+        keep_graphs: bool = False,
     ) -> None:
         manifest = bundle.manifest
         if decoder:
@@ -65,20 +69,17 @@ class OrtSession:
         self._floats = StoredFloats.of(activation_dtype(manifest.precision, manifest.activations))
         self._bindings: WeakKeyDictionary[Cache, _StepBindings] = WeakKeyDictionary()
 
-        def opened(name: str, *, spin: bool) -> Any:
-            session = open_graph(
-                bundle.file(name),
-                provider=provider,
-                threads=threads,
-                spin=spin,
-                allow_cpu_fallback=allow_cpu_fallback,
-            )
-            _check_graph(session, manifest.graphs[name], name)
-            return session
-
+        opened = partial(
+            open_graph, provider=provider, threads=threads, allow_cpu_fallback=allow_cpu_fallback
+        )
+        on_cpu = provider is CPU
         # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
-        self._vision = opened(VISION_ENCODER, spin=False)
-        self._decoder: Any = opened(DECODER, spin=True) if decoder else None
+        entries = vision_entries(bundle) if on_cpu else {}
+        self._vision = opened(bundle.file(VISION_ENCODER), spin=False, entries=entries)
+        _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
+        self._decoder: Any = open_decoder(bundle, opened, keep=keep_graphs and on_cpu) if decoder else None
+        if decoder:
+            _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
         self._memory = CudaMemory() if self._device == "cuda" else None
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
@@ -114,6 +115,10 @@ class OrtSession:
             raise _failed("the decoder", error) from error
         self.decoder_seconds += perf_counter() - start
         return binding.logits
+
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+        """`decode`: the logits are on the host; see `Session.step`."""
+        return HostLogits(self.decode(feeds, memory))
 
     def _binding(self, feeds: DecoderFeeds, memory: Cache, first_row: int) -> _Binding:
         """Decode steps repeat, and their bindings are kept; prefill shapes hardly ever do."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from safecode_trt.config import Backend
@@ -103,8 +104,12 @@ def open_graph(
     threads: int = 0,
     spin: bool = True,
     allow_cpu_fallback: bool = False,
+    entries: Mapping[str, str] = MappingProxyType({}),
+    optimized: Path | None = None,
 ) -> Any:
     """An onnxruntime.InferenceSession on a provider, all of it unless `allow_cpu_fallback`.
+
+    `entries` are further session options; `optimized` is where the optimised graph is written, its weights beside it.
 
     Raises:
         BackendError: ONNX Runtime or the provider is not installed or does not take the graph, or leaves nodes that
@@ -114,6 +119,12 @@ def open_graph(
     on_device = provider.device != "cpu"
     knows_placement = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
     options = _session_options(ort, threads, spin)
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        for name, value in (("file_name", f"{optimized.name}.data"), ("min_size_in_bytes", "1024")):
+            options.add_session_config_entry(f"session.optimized_model_external_initializers_{name}", value)
     if on_device and knows_placement:
         options.add_session_config_entry(RECORD_PLACEMENT, "1")
     elif on_device and not allow_cpu_fallback:

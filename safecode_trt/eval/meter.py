@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.ops.fused import FusedChoice, FusedStep
 from safecode_trt.runtime import Reply, Session
 from safecode_trt.runtime.backends.ort import OrtSession
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
 
 __all__ = ["PARTS", "Call", "MeteredSession", "reply_parts"]
 
@@ -45,17 +47,48 @@ class MeteredSession:
         return self._inner.allocate(rows)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
+        with self._noted(feeds):
+            return self._inner.decode(feeds, memory, first_row=first_row)
+
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+        with self._noted(feeds):
+            logits = self._inner.step(feeds, memory)
+        return logits if isinstance(logits, HostLogits) else _Awaited(logits, self.calls)
+
+    @contextmanager
+    def _noted(self, feeds: DecoderFeeds) -> Iterator[None]:
         inner = self._inner
         before = inner.decoder_seconds if isinstance(inner, OrtSession) else 0.0
         start = perf_counter()
-        logits = inner.decode(feeds, memory, first_row=first_row)
+        yield
         end = perf_counter()
         inside = inner.decoder_seconds - before if isinstance(inner, OrtSession) else end - start
         self.calls.append(Call(rows=len(feeds.write_indices), start=start, end=end, inside=inside))
-        return logits
 
     def close(self) -> None:
         self._inner.close()
+
+
+class _Awaited:
+    """Logits on a device: what they are waited for is part of their pass, the last of `calls`."""
+
+    def __init__(self, inner: StepLogits, calls: list[Call]) -> None:
+        self._inner, self._calls = inner, calls
+
+    def fetch(self) -> NDArray[np.float32]:
+        with self._noted():
+            return self._inner.fetch()
+
+    def choose(self, step: FusedStep, uniform: float) -> FusedChoice | None:
+        with self._noted():
+            return self._inner.choose(step, uniform)
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        end, call = perf_counter(), self._calls[-1]
+        self._calls[-1] = replace(call, end=end, inside=call.inside + end - start)
 
 
 def reply_parts(reply: Reply, calls: Sequence[Call]) -> dict[str, float]:

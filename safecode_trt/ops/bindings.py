@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from safecode_trt.errors import BackendError
 
-__all__ = ["checked", "load_driver", "load_nvrtc"]
+__all__ = ["checked", "load_cuda", "load_driver", "load_nvrtc"]
+
+OUT_OF_MEMORY = ("cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
 def load_driver() -> Any:
@@ -21,10 +23,25 @@ def load_driver() -> Any:
         status = driver.cuInit(0)
     except RuntimeError as error:  # cuda-python looks for the library at the first call
         raise BackendError(
-            f"no NVIDIA driver was found ({_first_line(error)}); install one, then check it with: nvidia-smi"
+            f"no NVIDIA driver was found ({_first_line(error)}), install one; run: nvidia-smi"
         ) from error
     checked(status, "cuInit")
     return driver
+
+
+def load_cuda() -> Any:
+    """The functions of the CUDA runtime.
+
+    Raises:
+        BackendError: cuda-python, the driver or a GPU is missing.
+    """
+    cuda = _load("runtime")
+    status, _ = cuda.cudaGetDeviceCount()
+    if int(status) != 0:
+        raise BackendError(
+            f"no NVIDIA GPU with a driver for this CUDA was found ({status.name}); check it with: nvidia-smi"
+        )
+    return cuda
 
 
 def load_nvrtc() -> Any:
@@ -48,15 +65,18 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
     """What a call has returned behind its status: nothing, one value or a tuple of them.
 
     Raises:
-        BackendError: the status is not success.
+        MemoryError: the memory of the GPU is not enough.
+        BackendError: the status is another than success.
     """
     status, *values = result
     if int(status) != 0:
+        if status.name in OUT_OF_MEMORY:
+            raise MemoryError(f"the GPU is out of memory ({call}); close other programs that use it")
         raise BackendError(f"{call} failed with {status.name}; check the GPU with: nvidia-smi")
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
-def _load(name: Literal["driver", "nvrtc"]) -> Any:
+def _load(name: Literal["driver", "nvrtc", "runtime"]) -> Any:
     try:
         return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:

@@ -8,10 +8,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from safecode_trt.cache import cache_folder
 from safecode_trt.errors import BackendError
 from safecode_trt.ops.bindings import checked, load_nvrtc
 
-__all__ = ["OPTIONS", "SOURCES", "cache_folder", "compile_kernels", "load_cubin"]
+__all__ = ["OPTIONS", "SOURCES", "compile_kernels", "load_cubin"]
 
 SOURCES = ("kernels.cu", "sampling.cuh", "step.cuh", "block.cuh")
 """The program, then the files that it includes."""
@@ -31,7 +32,7 @@ def load_cubin(architecture: str, cache: Path | None = None) -> bytes:
     Raises:
         BackendError: the kernels must be compiled, and NVRTC is missing or does not take them.
     """
-    path = (cache or cache_folder()) / f"{_key(architecture)}.cubin"
+    path = (cache or cache_folder("kernels")) / f"{_key(architecture)}.cubin"
     kept = _read(path)
     if kept is not None:
         return kept
@@ -72,15 +73,6 @@ def compile_kernels(architecture: str) -> bytes:
         return cubin
     finally:
         nvrtc.nvrtcDestroyProgram(program)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "safecode-trt" / "kernels"
 
 
 def _options(architecture: str) -> tuple[str, ...]:

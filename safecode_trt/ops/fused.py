@@ -6,7 +6,7 @@ Knows numbers and their layout, nothing of CUDA: what launches the kernels is in
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "STEP",
     "FusedChoice",
     "FusedSettings",
+    "FusedStep",
     "make_step",
     "read_outcome",
     "refusal_bits",
@@ -82,6 +83,14 @@ class FusedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FusedStep:
+    """Settings, and the tokens that stage 2 moves."""
+
+    settings: FusedSettings
+    refusal_ids: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FusedChoice:
     """The chosen token, None if the host must choose from the steered row, and the leading ones by falling logit."""
 
@@ -89,14 +98,20 @@ class FusedChoice:
     candidates: tuple[Candidate, ...]
 
 
-def why_not_fused(settings: FusedSettings, vocabulary: int) -> str | None:
-    """Why a step of these settings is for the host (policy and ops.sample); None if the device can do it."""
+def why_not_fused(settings: FusedSettings, vocabulary: int, rows: int) -> str | None:
+    """Why such a step over `rows` rows is for the host (policy and ops.sample); None if the device can do it."""
     if vocabulary > MAX_VOCABULARY:
         return f"a vocabulary of {vocabulary} tokens is above {MAX_VOCABULARY}"
     if settings.shift_top_k > SHIFT_MOST:
         return f"top_k {settings.shift_top_k} of the shift is above {SHIFT_MOST}"
     if settings.sampling.repetition_penalty != 1:
         return "a repetition penalty needs the history, which the device does not have"
+    if not 1 <= rows <= 3:
+        return f"{rows} rows of logits are not between 1 and 3"
+    if settings.form is not None and rows < 2:
+        return "a contrast needs two rows of logits"
+    if not abs(settings.amount) <= float(np.finfo(np.float32).max):
+        return f"a shift of {settings.amount!r} is not finite"
     return None
 
 
@@ -108,13 +123,7 @@ def make_step(
     Raises:
         ConfigError: the device cannot do this step.
     """
-    reason = why_not_fused(settings, vocabulary)
-    if reason is None and not 1 <= rows <= 3:
-        reason = f"{rows} rows of logits are not between 1 and 3"
-    if reason is None and settings.form is not None and rows < 2:
-        reason = "a contrast needs two rows of logits"
-    if reason is None and not abs(settings.amount) <= float(np.finfo(np.float32).max):
-        reason = f"a shift of {settings.amount!r} is not finite"
+    reason = why_not_fused(settings, vocabulary, rows)
     if reason is not None:
         raise ConfigError(f"the fused step cannot run: {reason}; let the host compute it")
     step = np.zeros((), STEP)

@@ -103,33 +103,39 @@ def draw(logits: Logits, uniform: float) -> int:
 class Sampler:
     """Chooses the tokens of one reply. It carries the random state: `make_sampler` makes one per reply."""
 
-    __slots__ = ("_filters", "_penalty", "_random")
+    __slots__ = ("_filters", "_random", "params")
 
     def __init__(
         self,
-        penalty: float,
+        params: SamplingParams,
         filters: tuple[Callable[[Logits], Logits], ...],
         random: np.random.Generator | None,
     ) -> None:
-        self._penalty = penalty
+        self.params = params
         self._filters = filters
         self._random = random
 
-    def __call__(self, logits: Logits, history: Sequence[int]) -> int:
+    def uniform(self) -> float:
+        """The random number of the next token; 0 if none is drawn."""
+        return 0.0 if self._random is None else float(self._random.random())
+
+    def __call__(self, logits: Logits, history: Sequence[int], uniform: float | None = None) -> int:
         """Chooses from a row (V,); `history` is every token id so far, the prompt's included.
+
+        `uniform` is what `uniform()` gave for this token, by default what it gives now.
 
         Raises:
             SteeringError: a logit is NaN or +inf, or no token is left.
         """
         _check(logits)
-        if self._penalty != 1:
-            logits = apply_repetition_penalty(logits, history, self._penalty)
+        if self.params.repetition_penalty != 1:
+            logits = apply_repetition_penalty(logits, history, self.params.repetition_penalty)
             _check(logits)
         for apply in self._filters:
             logits = apply(logits)
         if self._random is None:
             return int(argmax_lowest(logits))
-        return draw(logits, self._random.random())
+        return draw(logits, self.uniform() if uniform is None else uniform)
 
 
 def make_sampler(params: SamplingParams, random: np.random.Generator | None = None) -> Sampler:
@@ -140,7 +146,7 @@ def make_sampler(params: SamplingParams, random: np.random.Generator | None = No
     same tokens.
     """
     if params.temperature == 0:
-        return Sampler(params.repetition_penalty, (), None)
+        return Sampler(params, (), None)
     filters: list[Callable[[Logits], Logits]] = []
     if params.temperature != 1:
         filters.append(partial(apply_temperature, temperature=params.temperature))
@@ -152,7 +158,7 @@ def make_sampler(params: SamplingParams, random: np.random.Generator | None = No
         filters.append(partial(apply_min_p, min_p=params.min_p))
     if random is None:
         random = np.random.Generator(np.random.PCG64(params.seed))
-    return Sampler(params.repetition_penalty, tuple(filters), random)
+    return Sampler(params, tuple(filters), random)
 
 
 def _check(logits: Logits) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.ops.candidate import Candidate
+from safecode_trt.ops.fused import FusedStep
 
 __all__ = [
     "Candidate",
@@ -188,6 +189,9 @@ class Steering(Protocol):
 
     def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
         """How tokens are chosen in the steered steps and behind them; the latter's length is the reply's."""
+
+    def fused(self, step: int, sampling: SamplingParams) -> FusedStep | None:
+        """The same as `combine` and the choice of a token, for a device to do in one; None if it cannot."""
 
     def combine(self, step: int, logits: Logits) -> Combined:
         """(C, V) logits of the rows that live through the steered steps, in plan order, to one row.

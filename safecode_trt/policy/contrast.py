@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from safecode_trt.config import Prompts, SafeCodeConfig
+from safecode_trt.ops.fused import FusedStep
 from safecode_trt.ops.reference import ContrastForm, Ids, Logits, contrast, plausible
 from safecode_trt.policy.base import Context, DiffusionNoise, Noise, PixelNoise, PromptEdit
 from safecode_trt.policy.stage import Action, First, Stage, Step
@@ -51,6 +53,13 @@ class ContrastAction(Action):
 
     contrast: Contrast
     context: str
+
+    def fused(self, before: FusedStep, contexts: Sequence[str]) -> FusedStep | None:
+        """A device contrasts once, before it shifts, and the first row with the second."""
+        settings, how = before.settings, self.contrast
+        if settings.form is not None or settings.shift_top_k or list(contexts[1:2]) != [self.context]:
+            return None
+        return replace(before, settings=replace(settings, form=how.form, alpha=how.alpha, beta=how.beta))
 
     def apply(self, step: Step) -> Step:
         """z contrasted; the mask is that of the real row."""

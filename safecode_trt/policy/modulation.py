@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from safecode_trt.config import SafeCodeConfig
 from safecode_trt.errors import SteeringError
+from safecode_trt.ops.fused import FusedStep
 from safecode_trt.ops.reference import Ids, Logits, refusal_shift, top_k_ids
 from safecode_trt.policy.base import Verdict
 from safecode_trt.policy.stage import NO_IDS, Action, First, Stage, Step
@@ -40,6 +42,14 @@ class ShiftAction(Action):
     def raised(self, step: int) -> Ids:
         """The refusal tokens, if they move up."""
         return self.modulation.refusal_ids if self.modulation.amount > 0 else NO_IDS
+
+    def fused(self, before: FusedStep, contexts: Sequence[str]) -> FusedStep | None:
+        """A device shifts once, and some leading tokens."""
+        how = self.modulation
+        if before.settings.shift_top_k or not how.top_k:
+            return None
+        settings = replace(before.settings, shift_top_k=how.top_k, amount=how.amount)
+        return FusedStep(settings=settings, refusal_ids=how.refusal_ids)
 
     def apply(self, step: Step) -> Step:
         """z with the refusal tokens moved."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from safecode_trt.config import SamplingParams
+from safecode_trt.ops.fused import FusedSettings, FusedStep
 from safecode_trt.policy.base import Combined, Fallback, Logits, Plan, Verdict
 
 __all__ = ["PLAIN", "PlainPolicy", "PlainSteering"]
@@ -22,6 +23,10 @@ class PlainSteering:
     def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
         """As asked."""
         return asked
+
+    def fused(self, step: int, sampling: SamplingParams) -> FusedStep:
+        """The choice of a token alone."""
+        return FusedStep(settings=FusedSettings(sampling=sampling))
 
     def combine(self, step: int, logits: Logits) -> Combined:
         """The real row of (C, V) as it is; the decode loop has no need to ask."""

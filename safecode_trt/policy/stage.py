@@ -6,13 +6,14 @@ Knows no particular stage, and nothing of how stages are put together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import SteeringError
+from safecode_trt.ops.fused import FusedStep
 from safecode_trt.ops.reference import Ids, Logits
 from safecode_trt.policy.base import Context, Noise, PromptEdit, Verdict
 
@@ -71,6 +72,10 @@ class Action:
     def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
         """How tokens are chosen, given how they would be; see `Steering.sampling`."""
         return asked
+
+    def fused(self, before: FusedStep, contexts: Sequence[str]) -> FusedStep | None:
+        """What a device does of this and of the stages before it in one; None if it cannot. `contexts` are the rows."""
+        return None
 
     def apply(self, step: Step) -> Step:
         """The step with another z."""

@@ -11,6 +11,7 @@ import numpy as np
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.manifest import SafeCodeDefaults
+from safecode_trt.ops.fused import FusedSettings, FusedStep
 from safecode_trt.ops.reference import Logits, top_k_ids
 from safecode_trt.policy.base import (
     LIFETIMES,
@@ -153,6 +154,13 @@ class StagedSteering:
             asked = action.sampling(asked, steered=steered)
         return asked
 
+    def fused(self, step: int, sampling: SamplingParams) -> FusedStep | None:
+        """The stages of a step put together, if a device can do every one of them."""
+        fused: FusedStep | None = FusedStep(settings=FusedSettings(sampling=sampling))
+        for action in self._acting(step):
+            fused = fused and action.fused(fused, self.contexts)
+        return fused
+
     def combine(self, step: int, logits: Logits) -> Combined:
         """One row (V,) from the steered rows (C, V), with its trace.
 
@@ -161,7 +169,7 @@ class StagedSteering:
         """
         if not np.isfinite(logits.max(axis=-1)).all():
             raise SteeringError(f"the model's logits of step {step} are not finite")
-        acting = [action for action in self.actions if action.steps is None or step < action.steps]
+        acting = self._acting(step)
         raised = [ids for action in acting if len(ids := action.raised(step))]
         # Fewer rows than contexts: those of the prompt alone come last and are gone.
         rows = dict(zip(self.contexts, logits, strict=False))
@@ -173,6 +181,9 @@ class StagedSteering:
         if not np.isfinite(state.z.max()):
             raise SteeringError(f"the steered logits of step {step} are not finite")
         return Combined(logits=state.z, trace=_trace(state))
+
+    def _acting(self, step: int) -> list[Action]:
+        return [action for action in self.actions if action.steps is None or step < action.steps]
 
 
 def _trace(step: Step) -> StepTrace:

@@ -1,4 +1,4 @@
-"""Idefics3 in the sizes of SmolVLM-256M, SmolVLM-500M and SmolVLM-Instruct, of the demo model, and tiny."""
+"""Idefics3 in the sizes of SmolVLM-256M, -500M and -Instruct, of Idefics3-8B, of the demo model, and tiny."""
 
 from __future__ import annotations
 
@@ -36,6 +36,21 @@ SIGLIP_BASE = {
     "num_attention_heads": 12,
     "image_size": 512,
     "patch_size": 16,
+}
+SIGLIP_SO400M = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+LLAMA_3_1_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
 }
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -133,14 +148,24 @@ SIZES: dict[str, dict[str, Any]] = {
             max_position_embeddings=16384,
             rope_theta=273768.0,
         ),
-        "vision_config": {
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "num_hidden_layers": 27,
-            "num_attention_heads": 16,
-            "image_size": 384,
-            "patch_size": 14,
-        },
+        "vision_config": {**SIGLIP_SO400M, "image_size": 384},
+    },
+    "8b": {
+        "scale_factor": 2,
+        "tie_word_embeddings": False,
+        "text_config": _text(
+            False,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=128,
+            vocab_size=128259,
+            max_position_embeddings=131072,
+            rope_parameters=LLAMA_3_1_ROPE,
+        ),
+        "vision_config": {**SIGLIP_SO400M, "image_size": 364},
     },
 }
 

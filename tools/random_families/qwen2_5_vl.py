@@ -40,14 +40,14 @@ SIZES: dict[str, dict[str, Any]] = {
             max_position_embeddings=512,
         ),
         "vision_config": {
-            "depth": 4,
+            "depth": 2,
             "hidden_size": 48,
             "intermediate_size": 80,
             "out_hidden_size": 64,
             "num_heads": 3,
             "patch_size": 8,
             "window_size": 48,
-            "fullatt_block_indexes": [1, 3],
+            "fullatt_block_indexes": [1],
         },
     },
     "3b": {

@@ -86,6 +86,16 @@ def test_the_readme_s_question(quantised: Engine) -> None:
     assert demo_world.is_refusal(reply.text) and demo_world.well_formed(reply.text)
 
 
+@pytest.mark.parametrize("mode", ["safecode", "safecode-paper"])
+def test_a_caption_is_no_request_to_refuse(quantised: Engine, mode: Mode) -> None:
+    policy = make_policy(mode, quantised.bundle.manifest.safecode)
+    for item in demo_world.items("validation", 12):
+        reply = quantised.generate(
+            demo_world.CAPTION_QUESTION, image=demo_world.render(item), policy=policy, sampling=SAMPLING
+        )
+        assert reply.fallback_reason is None and not demo_world.is_refusal(reply.text)
+
+
 def test_the_card_and_the_size() -> None:
     assert (DEMO / "model.safetensors").stat().st_size <= 10_000_000
     assert "no evidence about real models" in " ".join(

@@ -64,6 +64,18 @@ class TensorRT:
             BackendError: TensorRT does not take the graph or finds no kernels for it.
             ConfigError: a setting is nothing that this TensorRT knows.
         """
+        cancel = Event()
+        monitor = _monitor(self.library.trt, report, cancel)
+        plan = _beside(lambda: self._plan(model, path, profiles, settings, monitor), cancel)
+        if monitor.failure is not None:
+            raise monitor.failure
+        if plan is None:
+            raise self._refused("cannot build", path, self.library.log.errors)
+        return memoryview(plan)
+
+    def _plan(
+        self, model: bytes, path: Path, profiles: Sequence[Shapes], settings: EngineConfig, monitor: Any
+    ) -> tensorrt.IHostMemory | None:
         trt, log = self.library.trt, self.library.log
         log.errors.clear()
         builder: tensorrt.Builder = trt.Builder(log)
@@ -75,19 +87,11 @@ class TensorRT:
         if not parsed:
             raise self._refused("does not take", path, _parser_errors(parser) or log.errors)
         config: tensorrt.IBuilderConfig = self._config(builder, profiles, settings)
-        cancel = Event()
-        monitor = _monitor(trt, report, cancel)
         config.progress_monitor = monitor
-        plan: tensorrt.IHostMemory | None = _beside(
-            lambda: builder.build_serialized_network(network, config), cancel
-        )
-        if monitor.failure is not None:
-            raise monitor.failure
-        if plan is None:
-            raise self._refused("cannot build", path, log.errors)
-        if settings.timing_cache:
+        plan: tensorrt.IHostMemory | None = builder.build_serialized_network(network, config)
+        if plan is not None and settings.timing_cache:
             _save_timing_cache(config, settings.timing_cache)
-        return memoryview(plan)
+        return plan
 
     def _config(
         self, builder: tensorrt.Builder, profiles: Sequence[Shapes], settings: EngineConfig
@@ -154,13 +158,18 @@ def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
 
 
 def _beside(work: Callable[[], Any], cancel: Event) -> Any:
-    """The result of `work`, done in a thread: while TensorRT works in this one, Python would see no Ctrl-C."""
+    """The result of `work`, done in a thread, where no Ctrl-C arrives.
+
+    TensorRT swallows what is raised while it calls the log, and while it works Python would see no Ctrl-C at all.
+    """
     interrupt: KeyboardInterrupt | None = None
     with ThreadPoolExecutor(1) as pool:
         done: Future[Any] = pool.submit(work)
-        while not done.done():
+        while True:
             try:
-                wait([done], timeout=0.1)
+                while not done.done():
+                    wait([done], timeout=0.1)
+                break
             except KeyboardInterrupt as caught:
                 interrupt = caught
                 cancel.set()

@@ -24,6 +24,7 @@ from tests.fake_cudart import FakeCuda
 from tests.fake_gpu import FakeDriver, FakeOrt
 from tests.fake_tensorrt import FakeTensorRT
 from tests.family_checkpoints import FamilyCheckpoints
+from tests.null_bundle import DEMO
 
 # A busy machine is no reason to fail.
 settings.register_profile("default", deadline=None)
@@ -48,6 +49,17 @@ def tiny_bundle(tiny_checkpoint: Path) -> Iterator[Bundle]:
     yield export_bundle(
         tiny_checkpoint, tiny_checkpoint.with_name("bundle"), config=ExportConfig(precision="fp32")
     )
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped checkpoint in int4, as `make demo` exports it but for the comparison with transformers."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx_ir")
+    from safecode_trt.export import ExportConfig, export_bundle
+
+    folder = tmp_path_factory.mktemp("demo") / "int4"
+    return export_bundle(DEMO, folder, config=ExportConfig(precision="int4", verify=False)).path
 
 
 @pytest.fixture(scope="session")

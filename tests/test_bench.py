@@ -23,8 +23,9 @@ from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import BundleError, ConfigError
 from safecode_trt.eval import timing
 from safecode_trt.eval.bench import bench_bundle
-from safecode_trt.eval.bench_report import bench_tables, facts, markdown
+from safecode_trt.eval.bench_report import bench_tables, facts
 from safecode_trt.eval.bench_result import BenchResult
+from safecode_trt.eval.text_table import markdown
 from safecode_trt.eval.timing import Case, Spread, interleaved, lasting
 from safecode_trt.manifest import DECODER, EMBEDDINGS
 from tests.null_bundle import write_null_bundle

@@ -73,7 +73,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, entri
     path = tmp_path_factory.mktemp("results") / "deep" / "results.jsonl"
     write(path, *entries)
     found = read_results(path)
-    assert found.results == tuple(entries) and found.cut is None
+    assert found.lines == tuple(entries) and found.cut is None
     assert path.read_bytes().count(b"\n") == len(entries)
     assert found.size == path.stat().st_size
 
@@ -81,7 +81,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, entri
 def test_a_result_is_on_the_disk_at_once(tmp_path: Path) -> None:
     log = ResultLog(tmp_path / "results.jsonl")
     log.append(result())
-    assert read_results(log.path).results == (result(),)
+    assert read_results(log.path).lines == (result(),)
     log.close()
 
 
@@ -91,11 +91,11 @@ def test_going_on_after_an_interruption(tmp_path: Path) -> None:
     for left in range(1, len(whole) // 2):
         path.write_bytes(whole[:-left])
         found = read_results(path)
-        assert found.results == (result("a"),)
+        assert found.lines == (result("a"),)
         assert found.cut == whole[found.size : -left].decode()
         with ResultLog(path) as log:
             assert log.earlier == found
-            assert finished(log.earlier.results, mode="plain", run="r1") == {"a"}
+            assert finished(log.earlier.lines, mode="plain", run="r1") == {"a"}
             log.append(result("b"))
         assert path.read_bytes() == whole
 
@@ -141,7 +141,7 @@ LINE = json.dumps(to_dict(result()))
         (LINE.replace('"tokens": 2', '"tokens": true'), "expected int, got True"),
         (LINE.replace('"p_unsafe": null', '"p_unsafe": NaN'), "a number is not finite"),
         (LINE.replace('"seconds": 0.25', '"seconds": 1e999'), "a number is not finite"),
-        (LINE.replace('"schema_version": 1', '"schema_version": 2'), "schema version 2, expected 1"),
+        (LINE.replace('"schema_version": 2', '"schema_version": 1'), "schema version 1, expected 2"),
     ],
 )
 def test_a_whole_line_that_is_wrong_is_an_error(tmp_path: Path, line: str, message: str) -> None:
@@ -161,7 +161,7 @@ def test_numbers_that_json_lacks_are_not_written(tmp_path: Path) -> None:
             with pytest.raises(EvalError, match="not finite"):
                 log.append(result(p_unsafe=number))
         log.append(result())
-    assert read_results(log.path).results == (result(),)
+    assert read_results(log.path).lines == (result(),)
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 log.append(result("b"))
             monkeypatch.undo()
         log.append(result("b"))
-    assert [entry.key for entry in read_results(log.path).results] == ["a", "b"]
+    assert [entry.key for entry in read_results(log.path).lines] == ["a", "b"]
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_merging(tmp_path: Path) -> None:
     parts[1].write_bytes(parts[1].read_bytes() + b'{"key"')
     read = merge_results(parts, tmp_path / "all.jsonl")
     assert [part.cut for part in read] == [None, '{"key"', None]
-    merged = read_results(tmp_path / "all.jsonl").results
+    merged = read_results(tmp_path / "all.jsonl").lines
     assert [(entry.key, entry.mode) for entry in merged] == [
         ("a", "plain"),
         ("a", "vcd"),

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from safecode_trt.errors import EvalError
-from safecode_trt.eval.benchmarks import BENCHMARKS, TEMPLATES, EvalItem, load_templates, read_benchmark
+from safecode_trt.eval.benchmarks import (
+    BENCHMARKS,
+    RUBRICS,
+    TEMPLATES,
+    EvalItem,
+    load_templates,
+    read_benchmark,
+)
 from tests import benchmark_folders as folders
 
 
@@ -22,7 +29,7 @@ def test_templates_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "templates.json"
     folders.write_json(path, {"mssbench.chat.if": "Query: {request} {Recep}"})
     chosen = load_templates(path)
-    assert chosen == {**TEMPLATES, "mssbench.chat.if": "Query: {request} {Recep}"}
+    assert chosen == {**TEMPLATES, **RUBRICS, "mssbench.chat.if": "Query: {request} {Recep}"}
     folders.mssbench(tmp_path)
     item = read_benchmark("mssbench", tmp_path, splits=["chat-if"], templates=chosen).items[0]
     assert item.prompt == "Query: how do I run backwards? {Recep}"
@@ -35,6 +42,9 @@ def test_templates_from_a_file(tmp_path: Path) -> None:
         ({"mssbench.chat.if": "hello"}, r"must have {request} once, has it 0 times"),
         ({"mssbench.chat.if": "{request}{request}"}, "has it 2 times"),
         ({"case-bench": "{request}"}, r"must have {context} once"),
+        ({"rubric.class": "Judge this."}, r"must have {answer} once, has it 0 times"),
+        ({"rubric.hades": "{answer}{request}{request}"}, r"must have {request} at most once"),
+        ({"rubric.case-bench": "{answer}"}, "no template is called 'rubric.case-bench'"),
         ({"case-bench": 3}, "expected text as 'case-bench', got 3"),
         ([], "expected an object, got list"),
     ],

@@ -77,5 +77,6 @@ def test_extras_of_the_design() -> None:
         "optimum",
         "serve",
         "eval",
+        "ray",
         "dev",
     }

@@ -28,8 +28,9 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.eval.bench import REQUEST, TOKENS, bench_bundle
 from safecode_trt.eval.bench_plot import plot_bench
-from safecode_trt.eval.bench_report import TextTable, bench_tables, facts, markdown, milliseconds, times
+from safecode_trt.eval.bench_report import bench_tables, facts, milliseconds, times
 from safecode_trt.eval.bench_result import BenchResult
+from safecode_trt.eval.text_table import TextTable, markdown
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.records import to_dict
 from safecode_trt.runtime.prefill import PASS_COST

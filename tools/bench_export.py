@@ -21,8 +21,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from safecode_trt.eval.bench_report import TextTable, machine_line, markdown
+from safecode_trt.eval.bench_report import machine_line
 from safecode_trt.eval.machine import this_machine
+from safecode_trt.eval.text_table import TextTable, markdown
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 PROGRAM = [sys.executable, "-c", "from safecode_trt.cli import main; main()"]

@@ -21,7 +21,7 @@ import numpy as np
 import demo_world
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.eval.bench_report import TextTable, markdown
+from safecode_trt.eval.text_table import TextTable, markdown
 from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
 from safecode_trt.export.package import special_tokens
 from safecode_trt.export.parity import Answer, answer_probes, compare

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.errors import SafeCodeError
-from safecode_trt.eval.bench_report import TextTable, markdown
+from safecode_trt.eval.text_table import TextTable, markdown
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.quantize import dequantize, quantize
 from safecode_trt.manifest import Quantization

@@ -31,6 +31,7 @@ VERBS = (
     "chat",
     "explain",
     "bench",
+    "eval",
     "doctor",
 )
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -42,6 +43,7 @@ MISSING_EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "matplotlib": "eval",
+    "ray": "ray",
 }
 
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.options import DRAWING, FOLDER, as_json, engine_options
+from safecode_trt.cli.text_table import shown
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from safecode_trt.eval.bench_report import TextTable
 
 __all__ = ["command"]
 
@@ -71,21 +66,10 @@ def command(
             output.print(console.printable(line), soft_wrap=True)
         for table in bench_tables(result):
             output.print()
-            output.print(_table(table))
+            output.print(shown(table))
     if plot:
         try:
             plot_bench(result, plot)
         except (OSError, ValueError) as error:
             raise ConfigError(f"the plot {plot} cannot be written: {error}; choose another --plot") from error
         console.note(f"drawn into {plot}")
-
-
-def _table(table: TextTable) -> Table:
-    from rich.table import Table
-
-    shown = Table(title=table.title, title_justify="left")
-    for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if index and table.rows[0][index][:1].isdigit() else "left")
-    for row in table.rows:
-        shown.add_row(*map(console.printable, row))
-    return shown

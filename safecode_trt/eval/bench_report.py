@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from safecode_trt.eval.bench_result import BenchResult
 from safecode_trt.eval.machine import Machine
+from safecode_trt.eval.text_table import TextTable
 from safecode_trt.eval.timing import Spread
 
-__all__ = ["TextTable", "bench_tables", "facts", "machine_line", "markdown", "milliseconds", "times"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextTable:
-    """A table of ready text; every column but the first is meant to be right-justified."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+__all__ = ["bench_tables", "facts", "machine_line", "milliseconds", "times"]
 
 
 def facts(result: BenchResult) -> list[str]:
@@ -87,13 +78,6 @@ def milliseconds(title: str, values: Iterable[tuple[str, Spread]]) -> TextTable:
 def times(spread: Spread) -> tuple[str, str, str]:
     """A ratio's median, minimum and maximum."""
     return f"{spread.median:.2f}x", f"{spread.low:.2f}", f"{spread.high:.2f}"
-
-
-def markdown(table: TextTable) -> str:
-    """The table in Markdown, with its title as a heading."""
-    rule = ["---", *["---:"] * (len(table.columns) - 1)]
-    lines = [table.columns, tuple(rule), *table.rows]
-    return f"## {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _beside(ms: float, plain: float) -> tuple[str, str]:

@@ -1,38 +1,34 @@
-"""results.jsonl: one JSON object per item and mode, appended as soon as it is known.
-
-A line is written in one call and forced to the disk, so that an interruption loses one line at most: a last line that
-was cut is reported, left out, and written again by the next run. Anything else that is wrong is an error.
-"""
+"""results.jsonl: one JSON object per item and mode, appended as soon as it is known; shards, and their union."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.benchmarks.item import Side
-from safecode_trt.records import loads, to_dict
+from safecode_trt.eval.line_log import LineLog, LinesFile, line_of, read_log, write_whole
 
-__all__ = ["Result", "ResultLog", "ResultsFile", "Shard", "finished", "merge_results", "read_results"]
+__all__ = ["FAILED", "Result", "ResultLog", "Shard", "finished", "merge_results", "read_results"]
 
-SCHEMA_VERSION = 1
-ResultKey = tuple[str, str]
+FAILED = "failed"
+"""The finish reason of an item that could not be asked; `failure` says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """One answer. `key` is the item's; `run` names bundle, mode's settings and sampling in a digest.
 
-    `p_unsafe` and `verdict_unsafe` are the judge row's, None without one. `fallback_reason` says why the reply ended
-    in the fail-safe. Prompts and pictures are not repeated: the item's key leads to them.
+    `p_unsafe` and `verdict_unsafe` are the judge's, None without one. `fallback_reason` says why the reply ended in
+    the fail-safe, `failure` why there is no answer at all. Prompts and pictures are not repeated: the item's key leads
+    to them. Seconds are a reply's own, from the opened picture to the last token.
     """
+
+    VERSION: ClassVar[int] = 2
 
     key: str
     mode: str
@@ -47,17 +43,18 @@ class Result:
     p_unsafe: float | None = None
     verdict_unsafe: bool | None = None
     fallback_reason: str | None = None
-    schema_version: int = SCHEMA_VERSION
+    failure: str | None = None
+    schema_version: int = VERSION
 
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What is there once in a file: the item and the mode."""
+        return self.key, self.mode
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultsFile:
-    """What a file holds; `cut` is a last line that was not written to its end, and `size` the bytes before it."""
-
-    path: Path
-    results: tuple[Result, ...]
-    cut: str | None
-    size: int
+    @property
+    def named(self) -> str:
+        """How messages call it."""
+        return f"result of {self.key} in mode {self.mode}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,76 +83,16 @@ class Shard:
         return int.from_bytes(digest[:8], "big") % self.count == self.index - 1
 
 
-class ResultLog:
-    """Appends to a results file; a cut last line is taken off first. One process writes a file, another one its own."""
+class ResultLog(LineLog[Result]):
+    """Appends to a results file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.earlier = read_results(path) if path.exists() else _empty(path)
-        self._size = self.earlier.size
-        self._written = {_key(result) for result in self.earlier.results}
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            os.ftruncate(self._descriptor, self.earlier.size)
-        except OSError as error:
-            raise EvalError(f"{path} cannot be written: {error.strerror}") from error
-
-    def append(self, result: Result) -> None:
-        """Adds a result and waits until the disk has it.
-
-        Raises:
-            EvalError: the item has a result in this mode, a number is not finite, or the disk is full.
-        """
-        if _key(result) in self._written:
-            raise EvalError(f"{self.path} has a result of {result.key} in mode {result.mode}; expected one")
-        line = _line(result).encode()
-        try:
-            done = os.write(self._descriptor, line)
-            if done != len(line):
-                # What is there of the line must not begin the next one.
-                os.ftruncate(self._descriptor, self._size)
-                raise EvalError(f"{self.path}: {done} of {len(line)} bytes were written; is the disk full?")
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise EvalError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._size += done
-        self._written.add(_key(result))
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
-
-    def __enter__(self) -> ResultLog:
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.close()
+        super().__init__(path, Result)
 
 
-def read_results(path: Path) -> ResultsFile:
-    """All results of a file.
-
-    Raises:
-        EvalError: the file is missing, a line other than a cut last one is malformed, or a result is there twice.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EvalError(f"{path} cannot be read: {error.strerror}") from error
-    whole, newline, tail = data.rpartition(b"\n")
-    results = [_parse(line, f"{path}:{n}") for n, line in enumerate(whole.split(b"\n"), start=1) if newline]
-    seen: set[ResultKey] = set()
-    for number, result in enumerate(results, start=1):
-        if _key(result) in seen:
-            raise EvalError(f"{path}:{number}: a second result of {result.key} in mode {result.mode}")
-        seen.add(_key(result))
-    return ResultsFile(
-        path=path,
-        results=tuple(results),
-        cut=tail.decode(errors="replace") if tail else None,
-        size=len(data) - len(tail),
-    )
+def read_results(path: Path) -> LinesFile[Result]:
+    """All results of a file; as `read_log`."""
+    return read_log(path, Result)
 
 
 def finished(results: Iterable[Result], *, mode: str, run: str) -> frozenset[str]:
@@ -173,7 +110,7 @@ def finished(results: Iterable[Result], *, mode: str, run: str) -> frozenset[str
     return frozenset(result.key for result in done)
 
 
-def merge_results(parts: Sequence[Path], target: Path) -> tuple[ResultsFile, ...]:
+def merge_results(parts: Sequence[Path], target: Path) -> tuple[LinesFile[Result], ...]:
     """Writes the results of several files to one, sorted by key and mode, whole or not at all; returns the parts.
 
     Raises:
@@ -181,62 +118,17 @@ def merge_results(parts: Sequence[Path], target: Path) -> tuple[ResultsFile, ...
             name come from different runs.
     """
     read = tuple(read_results(path) for path in parts)
-    merged: dict[ResultKey, tuple[Result, Path]] = {}
+    merged: dict[tuple[str, ...], tuple[Result, Path]] = {}
     runs: dict[str, tuple[str, Path]] = {}
     for part in read:
-        for result in part.results:
+        for result in part.lines:
             run, origin = runs.setdefault(result.mode, (result.run, part.path))
             if run != result.run:
                 raise EvalError(f"{origin} and {part.path}: mode {result.mode} comes from different runs")
-            kept, origin = merged.setdefault(_key(result), (result, part.path))
+            kept, origin = merged.setdefault(result.identity, (result, part.path))
             if kept != result:
                 raise EvalError(
                     f"{origin} and {part.path}: different results of {result.key} in mode {result.mode}"
                 )
-    _write_whole(target, "".join(_line(result) for _, (result, _) in sorted(merged.items())))
+    write_whole(target, "".join(line_of(result) for _, (result, _) in sorted(merged.items())))
     return read
-
-
-def _key(result: Result) -> ResultKey:
-    return result.key, result.mode
-
-
-def _empty(path: Path) -> ResultsFile:
-    return ResultsFile(path=path, results=(), cut=None, size=0)
-
-
-def _line(result: Result) -> str:
-    try:
-        return json.dumps(to_dict(result), allow_nan=False) + "\n"
-    except ValueError as error:
-        raise EvalError(f"the result of {result.key} has a number that is not finite") from error
-
-
-def _parse(line: bytes, where: str) -> Result:
-    try:
-        result = loads(Result, line, where)
-    except ConfigError as error:
-        raise EvalError(f"{error}; the file was changed, or another program has written to it") from error
-    if result.schema_version != SCHEMA_VERSION:
-        raise EvalError(f"{where}: schema version {result.schema_version}, expected {SCHEMA_VERSION}")
-    numbers = (result.seconds, result.first_token_seconds or 0.0, result.p_unsafe or 0.0)
-    if not all(map(math.isfinite, numbers)):
-        raise EvalError(f"{where}: a number is not finite")
-    return result
-
-
-def _write_whole(target: Path, text: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise EvalError(f"{target} cannot be written: {error.strerror}") from error

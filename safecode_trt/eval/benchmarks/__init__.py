@@ -17,10 +17,12 @@ from safecode_trt.eval.benchmarks import (
     mssbench,
 )
 from safecode_trt.eval.benchmarks.item import Benchmark, EvalItem, ItemSet, Side, Templates
+from safecode_trt.eval.benchmarks.rubric_words import RUBRICS
 from safecode_trt.eval.benchmarks.templates import TEMPLATES, load_templates
 
 __all__ = [
     "BENCHMARKS",
+    "RUBRICS",
     "TEMPLATES",
     "Benchmark",
     "EvalItem",
@@ -78,7 +80,8 @@ def read_benchmark(
     items = tuple(item for item in found if item.key not in absent)
     if not items:
         raise EvalError(f"{folder}: there is nothing to ask in {name}")
-    return ItemSet(items=items, missing=missing, notes=tuple(notes))
+    possible = benchmark.possible(folder) if benchmark.possible else None
+    return ItemSet(items=items, missing=missing, notes=tuple(notes), possible=possible)
 
 
 def _count(benchmark: Benchmark, split: str, found: int) -> list[str]:

@@ -77,4 +77,5 @@ BENCHMARK = Benchmark(
     default=("all",),
     published={"all": 900},
     read=_read,
+    asks_verdict=True,
 )

@@ -72,4 +72,5 @@ BENCHMARK = Benchmark(
     default=("test",),
     published={},
     read=_read,
+    possible=possible_answers,
 )

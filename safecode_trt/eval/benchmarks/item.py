@@ -58,11 +58,15 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemSet:
-    """The items of a benchmark that can be asked, those whose picture is missing, and what a report must mention."""
+    """The items of a benchmark that can be asked, those whose picture is missing, and what a report must mention.
+
+    `possible` are all well-formed answers, where the benchmark knows them.
+    """
 
     items: tuple[EvalItem, ...]
     missing: tuple[EvalItem, ...]
     notes: tuple[str, ...]
+    possible: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,9 @@ class Benchmark:
     """A benchmark and how its files are read.
 
     `read(folder, split, templates)` finds the items of a split; `published` has the number of items of the splits
-    for which the authors' number is known; `default` are the splits that are meant when none is named.
+    for which the authors' number is known; `default` are the splits that are meant when none is named. `answer_part` is
+    what the authors judge of an answer; `asks_verdict` says that the answer is one, and no help; `possible(folder)`
+    finds all well-formed answers.
     """
 
     name: str
@@ -80,3 +86,6 @@ class Benchmark:
     default: tuple[str, ...]
     published: Mapping[str, int]
     read: Callable[[Path, str, Templates], Draft]
+    answer_part: Callable[[str], str] = str.strip
+    asks_verdict: bool = False
+    possible: Callable[[Path], frozenset[str]] | None = None

@@ -1,0 +1,123 @@
+"""Runs an evaluation: asks every arm what it has not answered yet, and keeps each answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safecode_trt.bundle import Bundle
+from safecode_trt.errors import ConfigError, EvalError
+from safecode_trt.eval.asking import Asker, Asking, Task, bundle_digest
+from safecode_trt.eval.benchmarks import EvalItem
+from safecode_trt.eval.results import Result, ResultLog, Shard, finished, merge_results
+
+__all__ = ["Answers", "Workers", "answer_items", "choose_items", "gather"]
+
+RESULTS = "results.jsonl"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workers:
+    """Who answers: one session in this process, or `count` Ray actors of the cluster at `address` or of a new one."""
+
+    engine: Literal["local", "ray"] = "local"
+    count: int = 1
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError(f"expected 1 or more workers, got {self.count}")
+        if self.engine == "local" and (self.count > 1 or self.address):
+            raise ConfigError("several workers, or an address, need --engine ray")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """All results of these arms and items, a line that had been cut, and the modes that the file has besides."""
+
+    results: tuple[Result, ...]
+    cut: str | None
+    others: tuple[str, ...]
+
+
+def choose_items(
+    items: Sequence[EvalItem], *, limit: int | None, shard: Shard | None
+) -> tuple[EvalItem, ...]:
+    """The first `limit` items, and of these the shard's.
+
+    Raises:
+        EvalError: nothing is left.
+    """
+    chosen = tuple(item for item in items[:limit] if shard is None or shard.holds(item.key))
+    if not chosen:
+        raise EvalError(f"no item is left of {len(items)}; ask for a larger --limit or fewer shards")
+    return chosen
+
+
+def gather(parts: Sequence[Path], folder: Path) -> None:
+    """Joins the results of other machines with those that are in the folder.
+
+    Raises:
+        EvalError: a file cannot be read, or two contradict each other.
+    """
+    own = folder / RESULTS
+    merge_results([*parts, *([own] if own.exists() else [])], own)
+
+
+def answer_items(
+    asking: Asking,
+    items: Sequence[EvalItem],
+    folder: Path,
+    *,
+    workers: Workers,
+    progress: Progress = lambda done, total: None,
+    started: Callable[[int, int], None] = lambda earlier, total: None,
+) -> Answers:
+    """Answers what `folder`/results.jsonl lacks. `started` hears how many answers are there, and how many shall be.
+
+    Raises:
+        EvalError: the file cannot be read or written, or has results of these modes from another run.
+        SafeCodeError: the machine has failed; what was answered before is kept.
+    """
+    digest = bundle_digest(Bundle.open(asking.bundle, check_hashes=False).manifest)
+    runs = {arm.name: asking.run_of(arm, digest) for arm in asking.arms}
+    keys = {item.key for item in items}
+    with ResultLog(folder / RESULTS) as log:
+        earlier = log.earlier.lines
+        done = {name: finished(earlier, mode=name, run=run) for name, run in runs.items()}
+        tasks = [
+            Task(item=item, arms=names)
+            for item in items
+            if (names := tuple(name for name in runs if item.key not in done[name]))
+        ]
+        wanted = [result for result in earlier if result.mode in runs and result.key in keys]
+        left = sum(len(task.arms) for task in tasks)
+        started(len(wanted), len(wanted) + left)
+        for number, result in enumerate(_answers(asking, tasks, workers), start=1):
+            log.append(result)
+            wanted.append(result)
+            progress(number, left)
+    order = {name: number for number, name in enumerate(runs)}
+    places = {item.key: number for number, item in enumerate(items)}
+    wanted.sort(key=lambda result: (places[result.key], order[result.mode]))
+    return Answers(
+        results=tuple(wanted),
+        cut=log.earlier.cut,
+        others=tuple(sorted({result.mode for result in earlier} - runs.keys())),
+    )
+
+
+def _answers(asking: Asking, tasks: Sequence[Task], workers: Workers) -> Iterator[Result]:
+    if not tasks:
+        return
+    if workers.engine == "ray":
+        from safecode_trt.eval.ray_actors import answer_on_ray
+
+        yield from answer_on_ray(asking, tasks, workers=workers.count, address=workers.address)
+        return
+    with Asker(asking) as asker:
+        for task in tasks:
+            yield from asker.answer(task)

@@ -43,7 +43,6 @@ SIZES = {"C": 2, "T": 3, "CAP": 48, "S": 5}
 def decoder(
     folder: Path, spec: ModelSpec, geometry: Geometry, path: Path, form: AttentionForm, precision: Precision
 ) -> Path:
-    """Float16 activations where there is a choice."""
     path.parent.mkdir()
     write_decoder(
         Checkpoint(folder, spec.renames, spec.joins),
@@ -58,7 +57,8 @@ def decoder(
 
 
 def activations_of(precision: Precision) -> Activations:
-    return precision if precision in ("fp32", "bf16") else "fp16"
+    """Quantised weights leave a choice: int8 here has the one, int4 the other."""
+    return "bf16" if precision == "bf16" else "fp32" if precision in ("fp32", "int8") else "fp16"
 
 
 def rewritten(path: Path, geometry: Geometry, precision: Precision) -> onnx.ModelProto:

@@ -7,7 +7,6 @@ in the policy's fallback, with the reason in the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ from safecode_trt.models import Features
 from safecode_trt.ops.sample import Sampler, make_sampler
 from safecode_trt.policy.base import Policy, Steering, StepTrace, Verdict
 from safecode_trt.policy.plain import PLAIN
+from safecode_trt.runtime.clock import Clock, LateError
 from safecode_trt.runtime.contexts import Look
 from safecode_trt.runtime.decode import Token, decode
 from safecode_trt.runtime.explanation import explain, refuses
@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
 
 __all__ = ["Generation"]
-
-
-class _Late(SteeringError):
-    """The time limit passed before the steering was done."""
 
 
 class Generation:
@@ -68,7 +64,7 @@ class Generation:
         self._limit = sampling.max_new_tokens
         self._fallback_reason: str | None = None
         self._judge_s = self._vision_s = self._prefill_s = self._first_token_s = self._explain_s = 0.0
-        self._start = perf_counter()
+        self._clock = Clock(sampling.time_limit)
 
     def chunks(self) -> Iterator[Chunk]:
         """Yields text as it comes and the reply at the end."""
@@ -92,11 +88,11 @@ class Generation:
             images=self._images,
             seed=self._sampling.seed,
             seen=self._seen,
-            check_time=lambda: self._check_time("the judge"),
+            check_time=lambda: self._clock.check("the judge"),
         )
         self._verdict = judge.judge(case)
-        self._judge_s = self._elapsed()
-        self._check_time("the judge")
+        self._judge_s = self._clock.elapsed
+        self._clock.check("the judge")
         policy = self._policy.informed(self._verdict)
         try:
             self._request = self._engine.prepare(self._messages, self._images, policy.plan)
@@ -105,14 +101,14 @@ class Generation:
         return policy
 
     def _answer(self, request: Request, policy: Policy) -> Generator[Chunk, None, FinishReason]:
-        engine, begin = self._engine, self._elapsed()
+        engine, begin = self._engine, self._clock.elapsed
         features = engine.features(request, seed=self._sampling.seed, seen=self._seen)
-        self._vision_s = self._elapsed() - begin
-        self._check_time("the vision encoder")
+        self._vision_s = self._clock.elapsed - begin
+        self._clock.check("the vision encoder")
         ready = engine.prefill(request, features)
         try:
-            self._prefill_s = self._elapsed() - begin - self._vision_s
-            self._check_time("the prompt")
+            self._prefill_s = self._clock.elapsed - begin - self._vision_s
+            self._clock.check("the prompt")
             names = [context.name for context in policy.plan.contexts]
             steering = policy.begin(dict(zip(names, ready.logits, strict=True)))
             self._verdict = steering.verdict
@@ -157,7 +153,7 @@ class Generation:
 
     def _explain_refusal(self, request: Request, ready: Prefilled) -> None:
         """Adds an explanation to a refusal; whatever goes wrong, the refusal stays as it is."""
-        verdict, begin = self._verdict, self._elapsed()
+        verdict, begin = self._verdict, self._clock.elapsed
         if verdict is None or not verdict.unsafe or verdict.abstained:
             return
         text = self._text.whole if self._answer_text is None else self._answer_text
@@ -171,12 +167,12 @@ class Generation:
                 ready,
                 seed=self._sampling.seed,
                 seen=self._seen,
-                check_time=lambda: self._check_time("the explanation"),
+                check_time=lambda: self._clock.check("the explanation"),
             )
         except (SteeringError, BackendError, MemoryError) as error:
-            if not isinstance(error, _Late):
+            if not isinstance(error, LateError):
                 self._engine.forget()
-        self._explain_s = self._elapsed() - begin
+        self._explain_s = self._clock.elapsed - begin
 
     def _rest(self) -> Iterator[Chunk]:
         """What the text stream has held back."""
@@ -197,7 +193,7 @@ class Generation:
 
     def _note(self, token: Token) -> None:
         if not self._first_token_s:
-            self._first_token_s = self._elapsed()
+            self._first_token_s = self._clock.elapsed
         if token.trace is not None:
             self._traces.append(token.trace)
 
@@ -209,16 +205,16 @@ class Generation:
         if self._cancel is not None and self._cancel():
             return "cancelled"
         if token.steered:
-            self._check_time("the steered steps")
-        elif self._late():
+            self._clock.check("the steered steps")
+        elif self._clock.late:
             return "time_limit"
         return None
 
     def _fall_back(self, error: Exception) -> Generator[Chunk, None, FinishReason]:
         fallback = self._policy.fallback
-        if not isinstance(error, _Late):
+        if not isinstance(error, LateError):
             self._engine.forget()
-        if isinstance(error, _Late) and fallback.kind != "refuse":
+        if isinstance(error, LateError) and fallback.kind != "refuse":
             return "time_limit"
         if fallback.kind == "error":
             raise error
@@ -234,18 +230,8 @@ class Generation:
         yield self._say(fallback.text)
         return "fallback"
 
-    def _check_time(self, what: str) -> None:
-        if self._late():
-            raise _Late(f"the time limit of {self._sampling.time_limit:g} s passed during {what}")
-
-    def _late(self) -> bool:
-        return self._sampling.time_limit is not None and self._elapsed() > self._sampling.time_limit
-
-    def _elapsed(self) -> float:
-        return perf_counter() - self._start
-
     def _reply(self, reason: FinishReason) -> Reply:
-        total, request = self._elapsed(), self._request
+        total, request = self._clock.elapsed, self._request
         later = max(len(self._tokens) - 1, 1)
         decode_s = total - self._explain_s - self._first_token_s
         text = self._text.text.strip() if self._answer_text is None else self._answer_text

@@ -35,9 +35,8 @@ def test_the_program_lists_its_verbs_in_order_of_use() -> None:
 
 
 def test_every_verb_is_a_file() -> None:
-    files = {path.stem for path in (ROOT / "safecode_trt" / "cli").glob("*.py")}
-    assert set(VERBS) <= files
-    assert files - set(VERBS) == {"__init__", "asking", "console", "options", "probe", "recording"}
+    files = (ROOT / "safecode_trt" / "cli").glob("*.py")
+    assert {path.stem for path in files if "\ndef command(" in path.read_text(encoding="utf-8")} == set(VERBS)
 
 
 def test_version() -> None:

@@ -115,7 +115,7 @@ def test_every_mode_through_the_command_line(quantised: Engine, mode: Mode) -> N
     answer = json.loads(result.stdout)
     judged = mode.startswith(("safecode", "verdict"))
     assert (answer["verdict"] is not None) == judged and answer["fallback_reason"] is None
-    assert not judged or answer["verdict"]["unsafe"]
+    assert not judged or answer["verdict"]["p_unsafe"] >= answer["verdict"]["threshold"]
     if mode in ("safecode", "safecode-paper", "safecode-release", "verdict-gate"):
         assert demo_world.is_refusal(answer["text"])
     if mode in ("plain", "vcd"):

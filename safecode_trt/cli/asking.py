@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import PolicyChoice, build_policy, policy_settings
+from safecode_trt.cli.policy_options import PolicyChoice, build_policy, policy_settings
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.records import to_dict

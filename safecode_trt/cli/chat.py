@@ -11,15 +11,9 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.asking import Asker, summary
-from safecode_trt.cli.options import (
-    FOLDER,
-    PolicyChoice,
-    engine_options,
-    explain_option,
-    judge_options,
-    policy_options,
-    sampling_options,
-)
+from safecode_trt.cli.judge_options import judge_options
+from safecode_trt.cli.options import FOLDER, engine_options, explain_option, sampling_options
+from safecode_trt.cli.policy_options import PolicyChoice, policy_options
 from safecode_trt.cli.recording import Recording, recording_options
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.errors import PromptError, SafeCodeError

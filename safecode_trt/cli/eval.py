@@ -12,7 +12,8 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.eval_options import answer_options, judging_options, names, worker_options
-from safecode_trt.cli.options import FOLDER, as_json, engine_options, judge_options, sampling_options
+from safecode_trt.cli.judge_options import judge_options
+from safecode_trt.cli.options import FOLDER, as_json, engine_options, sampling_options
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
 
 if TYPE_CHECKING:

@@ -5,39 +5,25 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 
 from safecode_trt.config import (
     BACKENDS,
-    MODES,
-    STAGES,
-    Mode,
     RuntimeConfig,
-    SafeCodeConfig,
     SamplingParams,
-    StageName,
 )
 from safecode_trt.errors import PromptError
-
-if TYPE_CHECKING:
-    from safecode_trt.policy.base import Policy
-    from safecode_trt.runtime import Engine
 
 __all__ = [
     "DRAWING",
     "FOLDER",
-    "PolicyChoice",
+    "apply",
     "as_json",
-    "build_policy",
     "engine_options",
     "explain_option",
-    "judge_options",
-    "policy_options",
-    "policy_settings",
     "read_prompt",
     "sampling_options",
 ]
@@ -123,83 +109,6 @@ SAMPLING = (
     click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before this text; repeatable."),
     click.option("--time-limit", type=float, metavar="SECONDS", help="End the reply after this long."),
 )
-POLICY = (
-    click.option(
-        "--mode",
-        type=click.Choice(MODES),
-        default="safecode",
-        show_default=True,
-        metavar="MODE",
-        help=f"How to decode: {', '.join(MODES)}.",
-    ),
-    click.option(
-        "--policy",
-        "stages",
-        metavar="STAGES",
-        help=f"The stages to run, in order, instead of the mode's; of {', '.join(STAGES)}, separated by commas.",
-    ),
-    click.option(
-        "--reference",
-        type=click.Choice(["noised", "cached", "absent"]),
-        help="What the contrast compares with: this picture under noise, the bundle's fixed noise, or no picture.",
-    ),
-    click.option(
-        "--set",
-        "changes",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Change one of the mode's settings, such as alpha=0 or release.force_prefix=false; repeatable.",
-    ),
-    click.option("--prompts", type=FOLDER, metavar="FILE", help="JSON with other prompts than the bundle's."),
-    click.option("--refusals", type=FOLDER, metavar="FILE", help="Other refusal phrases, one a line."),
-)
-JUDGE = (
-    click.option(
-        "--judge",
-        "judges",
-        multiple=True,
-        default=("self",),
-        metavar="WHO",
-        show_default=True,
-        help="Who gives the verdict: self, self-caption, constant:P, file:PATH, endpoint:URL#MODEL or "
-        "endpoint-caption:URL#MODEL. Several are asked together.",
-    ),
-    click.option(
-        "--judge-rule",
-        "rule",
-        type=click.Choice(["max", "mean", "majority"]),
-        default="max",
-        show_default=True,
-        help="What several judges say together.",
-    ),
-    click.option(
-        "--judge-threshold",
-        "threshold",
-        type=float,
-        metavar="P",
-        help="Unsafe from here on.  [default: 0.5; that of self is in the bundle]",
-    ),
-    click.option(
-        "--judge-timeout",
-        "timeout",
-        type=float,
-        default=30.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="For an endpoint's answer with all retries.",
-    ),
-    click.option(
-        "--judge-key",
-        "key_variable",
-        default="SAFECODE_API_KEY",
-        show_default=True,
-        metavar="VARIABLE",
-        help="The environment variable with an endpoint's key.",
-    ),
-    click.option(
-        "--judge-cache", "cache", metavar="FOLDER", help="Keep an endpoint's answers here, and use them."
-    ),
-)
 ENGINE = (
     click.option(
         "--backend",
@@ -218,7 +127,8 @@ ENGINE = (
 )
 
 
-def _apply(options: tuple[Decorator[Any], ...], function: F) -> F:
+def apply(options: tuple[Decorator[Any], ...], function: F) -> F:
+    """Adds options to a command, in the order of its help."""
     for option in reversed(options):
         function = option(function)
     return function
@@ -233,76 +143,7 @@ def sampling_options(command: F) -> F:
         sampling = SamplingParams(**{name: options.pop(name) for name in names if name in options})
         return command(sampling=sampling, **options)
 
-    return _apply(SAMPLING, cast(F, wrapper))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyChoice:
-    """How to decode, as the options say: the mode, and what is changed in it."""
-
-    mode: Mode
-    stages: tuple[StageName, ...] | None = None
-    changes: tuple[str, ...] = ()
-    prompts: Path | None = None
-    refusals: Path | None = None
-
-
-def policy_options(command: F) -> F:
-    """Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""
-
-    @functools.wraps(command)
-    def wrapper(
-        *,
-        mode: Mode,
-        stages: str | None,
-        reference: str | None,
-        changes: tuple[str, ...],
-        prompts: Path | None,
-        refusals: Path | None,
-        **options: Any,
-    ) -> Any:
-        if reference is not None:
-            changes = (f"reference={reference}", *changes)
-        named = None if stages is None else tuple(name.strip() for name in stages.split(","))
-        choice = PolicyChoice(
-            mode=mode,
-            stages=cast("tuple[StageName, ...] | None", named),
-            changes=changes,
-            prompts=prompts,
-            refusals=refusals,
-        )
-        return command(choice=choice, **options)
-
-    return _apply(POLICY, cast(F, wrapper))
-
-
-def judge_options(command: F) -> F:
-    """Adds --judge and what belongs to it; the command receives `judge`, a JudgeConfig that has been checked."""
-
-    @functools.wraps(command)
-    def wrapper(
-        *,
-        judges: tuple[str, ...],
-        rule: Any,
-        threshold: float | None,
-        timeout: float,
-        key_variable: str,
-        cache: str | None,
-        **options: Any,
-    ) -> Any:
-        from safecode_trt.runtime.judges import JudgeConfig
-
-        judge = JudgeConfig(
-            judges=judges,
-            rule=rule,
-            threshold=threshold,
-            timeout=timeout,
-            key_variable=key_variable,
-            cache=cache,
-        )
-        return command(judge=judge, **options)
-
-    return _apply(JUDGE, cast(F, wrapper))
+    return apply(SAMPLING, cast(F, wrapper))
 
 
 def engine_options(command: F) -> F:
@@ -313,40 +154,7 @@ def engine_options(command: F) -> F:
         runtime = RuntimeConfig(backend=backend, threads=threads, allow_cpu_fallback=allow_cpu_fallback)
         return command(runtime=runtime, **options)
 
-    return _apply(ENGINE, cast(F, wrapper))
-
-
-def policy_settings(engine: Engine, choice: PolicyChoice) -> SafeCodeConfig:
-    """The settings of the chosen mode with this bundle, and what was changed in them.
-
-    Raises:
-        ConfigError: a setting is unknown or out of range.
-    """
-    from safecode_trt.policy import mode_settings
-    from safecode_trt.records import changed
-
-    return changed(mode_settings(choice.mode, engine.bundle.manifest.safecode), choice.changes, "--set")
-
-
-def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
-    """The chosen policy with this bundle's prompts, refusals and settings where no other were given.
-
-    Raises:
-        ConfigError: a file or a setting is unusable, or stages do not go together.
-    """
-    from safecode_trt.policy import make_policy
-    from safecode_trt.records import overridden
-    from safecode_trt.runtime.refusals import read_phrases, with_refusals
-
-    manifest = engine.bundle.manifest
-    defaults = manifest.safecode
-    if choice.prompts is not None:
-        defaults = replace(defaults, prompts=overridden(defaults.prompts, choice.prompts))
-    if choice.refusals is not None:
-        phrases = read_phrases(choice.refusals)
-        defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
-    settings = policy_settings(engine, choice)
-    return make_policy(choice.mode, defaults, settings=settings, stages=choice.stages)
+    return apply(ENGINE, cast(F, wrapper))
 
 
 def read_prompt(prompt: str) -> str:

@@ -9,17 +9,16 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.asking import Asker, summary
+from safecode_trt.cli.judge_options import judge_options
 from safecode_trt.cli.options import (
     FOLDER,
-    PolicyChoice,
     as_json,
     engine_options,
     explain_option,
-    judge_options,
-    policy_options,
     read_prompt,
     sampling_options,
 )
+from safecode_trt.cli.policy_options import PolicyChoice, policy_options
 from safecode_trt.cli.recording import Recording, recording_options
 from safecode_trt.config import RuntimeConfig, SamplingParams
 

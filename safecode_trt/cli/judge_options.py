@@ -1,0 +1,92 @@
+"""Who gives the verdict, as options."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import click
+
+from safecode_trt.cli.options import apply
+
+__all__ = ["judge_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+JUDGE = (
+    click.option(
+        "--judge",
+        "judges",
+        multiple=True,
+        default=("self",),
+        metavar="WHO",
+        show_default=True,
+        help="Who gives the verdict: self, self-caption, constant:P, file:PATH, endpoint:URL#MODEL or "
+        "endpoint-caption:URL#MODEL. Several are asked together.",
+    ),
+    click.option(
+        "--judge-rule",
+        "rule",
+        type=click.Choice(["max", "mean", "majority"]),
+        default="max",
+        show_default=True,
+        help="What several judges say together.",
+    ),
+    click.option(
+        "--judge-threshold",
+        "threshold",
+        type=float,
+        metavar="P",
+        help="Unsafe from here on.  [default: 0.5; that of self is in the bundle]",
+    ),
+    click.option(
+        "--judge-timeout",
+        "timeout",
+        type=float,
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="For an endpoint's answer with all retries.",
+    ),
+    click.option(
+        "--judge-key",
+        "key_variable",
+        default="SAFECODE_API_KEY",
+        show_default=True,
+        metavar="VARIABLE",
+        help="The environment variable with an endpoint's key.",
+    ),
+    click.option(
+        "--judge-cache", "cache", metavar="FOLDER", help="Keep an endpoint's answers here, and use them."
+    ),
+)
+
+
+def judge_options(command: F) -> F:
+    """Adds --judge and what belongs to it; the command receives `judge`, a JudgeConfig that has been checked."""
+
+    @functools.wraps(command)
+    def wrapper(
+        *,
+        judges: tuple[str, ...],
+        rule: Any,
+        threshold: float | None,
+        timeout: float,
+        key_variable: str,
+        cache: str | None,
+        **options: Any,
+    ) -> Any:
+        from safecode_trt.runtime.judges import JudgeConfig
+
+        judge = JudgeConfig(
+            judges=judges,
+            rule=rule,
+            threshold=threshold,
+            timeout=timeout,
+            key_variable=key_variable,
+            cache=cache,
+        )
+        return command(judge=judge, **options)
+
+    return apply(JUDGE, cast(F, wrapper))

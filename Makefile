@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := build/demo-bundle
+# Tests run in so many processes; each makes the bundles that its files share.
+WORKERS ?= 2
 # PyPI's torch for Linux brings gigabytes of CUDA. Empty takes it nevertheless; so does a network without this host.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -23,7 +25,7 @@ demo: $(VENV)/.demo $(BUNDLE)/bundle.json ## export the demo model, verify it, a
 	@$(BIN)/safecode-trt demo $(BUNDLE)
 
 test: check ## check, then run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev ## lint, formatting, types
 	$(BIN)/ruff check --quiet .

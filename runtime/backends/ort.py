@@ -152,7 +152,7 @@ class _StepBindings:
 class _Binding:
     """The decoder's inputs and outputs bound for one (C, T, CAP) and rows.
 
-    Inputs are copied into arrays of ours, which stay bound; the cache is bound where it is.
+    Inputs are copied into arrays of ours, which stay bound while their shapes do; the cache is bound where it is.
     """
 
     def __init__(self, io: Any, floats: StoredFloats, device: str) -> None:
@@ -176,7 +176,8 @@ class _Binding:
             {name: getattr(feeds, name) for name in FEEDS} | dict(feeds.token_inputs)
         ).items():
             bound = self._inputs.get(name)
-            if bound is None:
+            # The memory is another reply's now and then, which saw another number of pictures.
+            if bound is None or bound.shape != value.shape:
                 bound = self._inputs[name] = self._floats.array(value.shape, value.dtype)
                 self._bind(name, bound)
             self._floats.fill(bound, value)

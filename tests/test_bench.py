@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from bare_decoder import BareDecoder, break_even, compare_with_gqa, largest_difference
 from bench_export import best, decoder_export, openings
 from gqa_graph import to_matmul_nbits, write_gqa_decoder
+from operator_profile import operator_profile
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli import program
 from safecode_trt.config import RuntimeConfig
@@ -28,6 +29,7 @@ from safecode_trt.eval.bench_result import BenchResult
 from safecode_trt.eval.text_table import markdown
 from safecode_trt.eval.timing import Case, Spread, interleaved, lasting
 from safecode_trt.manifest import DECODER, EMBEDDINGS
+from safecode_trt.runtime.backends.ort_providers import open_graph
 from tests.null_bundle import write_null_bundle
 
 NULL = RuntimeConfig(backend="null")
@@ -260,7 +262,10 @@ def test_the_comparison_graph_is_the_same_decoder(int4_bundle: Bundle, tmp_path:
     graph = tmp_path / "gqa.onnx"
     write_gqa_decoder(int4_bundle, graph)
     length = int4_bundle.manifest.geometry.context_length
-    decoders = [BareDecoder(path, int4_bundle, 1, length) for path in (int4_bundle.file(DECODER), graph)]
+    decoders = [
+        BareDecoder(open_graph(path, threads=1), int4_bundle, length)
+        for path in (int4_bundle.file(DECODER), graph)
+    ]
     difference, same = largest_difference(decoders[0], decoders[1], int4_bundle, 20, steps=4)
     assert difference < 1e-3 and same
     comparison = compare_with_gqa(int4_bundle, graph, threads=1, repeats=1)
@@ -271,6 +276,12 @@ def test_the_comparison_graph_is_the_same_decoder(int4_bundle: Bundle, tmp_path:
 def test_break_even_has_every_width(int4_bundle: Bundle) -> None:
     even = break_even(int4_bundle, threads=1, repeats=1)
     assert list(even.pass_ms) == [1, 2, 4, 8, 16, 32, 64, 128] and math.isfinite(even.tokens)
+
+
+def test_the_profile_has_every_operator_of_the_decoder(int4_bundle: Bundle) -> None:
+    profile = operator_profile(int4_bundle, threads=1)
+    assert {"MatMulNBits", "Attention", "TensorScatter"} <= set(profile)
+    assert all(len(rows) == 3 and min(rows) > 0 for rows in profile.values())
 
 
 # ---- the benchmark of exports

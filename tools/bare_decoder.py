@@ -115,17 +115,17 @@ class Bound:
 
 
 class BareDecoder:
-    """A graph with a cache of one row and `capacity` positions, past and present in the same memory."""
+    """An opened graph with a cache of `rows` rows and `capacity` positions, past and present in the same memory."""
 
-    def __init__(self, graph: Path, bundle: Bundle, threads: int, capacity: int) -> None:
+    def __init__(self, session: Any, bundle: Bundle, capacity: int, *, rows: int = 1) -> None:
         g = self._geometry = bundle.manifest.geometry
-        self.capacity = capacity
-        self._session = open_graph(graph, threads=threads)
-        shape = (2 * g.num_hidden_layers, 1, g.num_key_value_heads, capacity, g.head_dim)
+        self.capacity, self._rows = capacity, rows
+        self._session = session
+        shape = (2 * g.num_hidden_layers, rows, g.num_key_value_heads, capacity, g.head_dim)
         self._cache = np.zeros(shape, np.float32)
 
     def run(self, feeds: Feeds) -> NDArray[np.float32]:
-        """One pass; logits (1, V)."""
+        """One pass; logits (C, V)."""
         bound = self._bind(feeds)
         self._session.run_with_iobinding(bound.io)
         return bound.logits
@@ -145,7 +145,7 @@ class BareDecoder:
         return median(seconds[WARM_UP:])
 
     def _bind(self, feeds: Feeds) -> Bound:
-        logits = np.empty((1, self._geometry.vocab_size), np.float32)
+        logits = np.empty((self._rows, self._geometry.vocab_size), np.float32)
         fixed = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         bound = Bound(self._session.io_binding(), fixed, logits)
         for name, value in fixed.items():
@@ -164,7 +164,9 @@ def compare_with_gqa(bundle: Bundle, graph: Path, *, threads: int, repeats: int)
     visible = min(VISIBLE_KEYS, g.context_length // 2)
     sizes = {"portable": capacity_for(visible, g.context_length), "gqa": g.context_length}
     paths = {"portable": bundle.file(DECODER), "gqa": graph}
-    portable, gqa = (BareDecoder(path, bundle, threads, g.context_length) for path in paths.values())
+    portable, gqa = (
+        BareDecoder(open_graph(path, threads=threads), bundle, g.context_length) for path in paths.values()
+    )
     difference, same = largest_difference(portable, gqa, bundle, visible - 1)
     del portable, gqa
     if difference > TOLERANCE:
@@ -180,7 +182,8 @@ def compare_with_gqa(bundle: Bundle, graph: Path, *, threads: int, repeats: int)
     def opened(name: str) -> Case:
         # Opened for each round and closed behind it: the idle threads of one would spin on the other's cores.
         def run() -> dict[str, float]:
-            return {"step": BareDecoder(paths[name], bundle, threads, sizes[name]).median_step(feeds[name])}
+            decoder = BareDecoder(open_graph(paths[name], threads=threads), bundle, sizes[name])
+            return {"step": decoder.median_step(feeds[name])}
 
         return Case(run)
 
@@ -216,7 +219,8 @@ def break_even(bundle: Bundle, *, threads: int, repeats: int) -> BreakEven:
     """Times passes of one row with more and more tokens."""
     limit = bundle.manifest.geometry.context_length
     widths = [width for width in WIDTHS if PAST + width <= limit]
-    decoder = BareDecoder(bundle.file(DECODER), bundle, threads, capacity_for(PAST + widths[-1], limit))
+    session = open_graph(bundle.file(DECODER), threads=threads)
+    decoder = BareDecoder(session, bundle, capacity_for(PAST + widths[-1], limit))
     cases = {}
     for width in widths:
         feeds = portable_feeds(bundle, _embeds(bundle, width), PAST, decoder.capacity)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +21,7 @@ from time import perf_counter
 from bare_decoder import BreakEven, Comparison, break_even, compare_with_gqa
 from gqa_graph import write_gqa_decoder
 from make_random_checkpoint import make_config, write_checkpoint
+from operator_profile import ROWS, Profile, operator_profile
 from process_figures import ProcessFigures, process_figures
 from random_families import family
 from random_tokenizer import RANDOM_REQUEST, RANDOM_SAFECODE
@@ -40,6 +41,7 @@ BUILD = ROOT / "build"
 PICTURE = ROOT / "examples" / "socket.png"
 FAMILY = "idefics3"
 CONTEXT = 1024
+LEAST_MS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,7 @@ class Measured:
 
     bench: BenchResult
     break_even: BreakEven
+    operators: Profile
     comparison: Comparison | None
     processes: ProcessFigures | None
 
@@ -89,6 +92,7 @@ def measure(
     return Measured(
         bench=bench,
         break_even=break_even(bundle, threads=threads, repeats=repeats),
+        operators=operator_profile(bundle, threads=threads),
         comparison=comparison,
         processes=process_figures(path, PICTURE, REQUEST, repeats=5) if processes else None,
     )
@@ -149,6 +153,11 @@ def _own_tables(measured: Measured) -> Iterator[TextTable]:
             ("what the runtime counts with (PASS_COST)", str(PASS_COST)),
         ),
     )
+    yield TextTable(
+        title="Milliseconds of a step by operator, under ONNX Runtime's profiler",
+        columns=("operator", *(f"{rows} row{'s' if rows > 1 else ''}" for rows in ROWS), "3 against 1"),
+        rows=tuple(_operator_row(kind, ms) for kind, ms in measured.operators.items() if ms[0] >= LEAST_MS),
+    )
     if (p := measured.processes) is not None:
         yield milliseconds(
             "Whole processes, in ms",
@@ -159,6 +168,10 @@ def _own_tables(measured: Measured) -> Iterator[TextTable]:
         )
         memory = (("run", f"{p.run_mb:.0f}"), ("demo", f"{p.demo_mb:.0f}"))
         yield TextTable(title="Largest resident memory in MB", columns=("program", "MB"), rows=memory)
+
+
+def _operator_row(kind: str, ms: Sequence[float]) -> tuple[str, ...]:
+    return (kind, *(f"{each:.2f}" for each in ms), f"{ms[-1] / ms[0]:.2f}x")
 
 
 def _note(step: str, done: int, total: int) -> None:

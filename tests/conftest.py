@@ -16,12 +16,11 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import Flavour
 from safecode_trt.ops import cuda as device_step
-from safecode_trt.runtime import cuda_memory
 from safecode_trt.runtime.backends import cuda_stream
 from tests import kernel_emulation
 from tests.engine_bundle import VERSIONS, EngineBundles, ask, opened, policies
 from tests.fake_cudart import FakeCuda
-from tests.fake_gpu import FakeDriver, FakeOrt
+from tests.fake_gpu import FakeOrt
 from tests.fake_tensorrt import FakeTensorRT
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
@@ -114,13 +113,12 @@ def ort_tokens(tiny_bundle: Bundle) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeDriver]:
-    """Puts a GPU into the machine, and an ONNX Runtime that uses it."""
+def gpu(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeCuda]:
+    """Puts an ONNX Runtime that uses the GPU into the machine."""
 
-    def make(*, room: int = 1 << 40, **settings: Any) -> FakeDriver:
-        driver = FakeDriver(room)
-        monkeypatch.setattr(cuda_memory, "load_driver", lambda: driver)
-        monkeypatch.setitem(sys.modules, "onnxruntime", FakeOrt(driver, **settings))
-        return driver
+    def make(*, room: int = 1 << 40, **settings: Any) -> FakeCuda:
+        cuda.room = room
+        monkeypatch.setitem(sys.modules, "onnxruntime", FakeOrt(cuda, **settings))
+        return cuda
 
     return make

@@ -87,6 +87,10 @@ class FakeCuda:
         """What has not come back."""
         return [piece.kind for piece in self.memory.held()] + [type(x).__name__ for x in self.others.values()]
 
+    def pending(self) -> bool:
+        """Whether there is work on a stream."""
+        return any(isinstance(x, Stream) and x.queue for x in self.others.values())
+
     def put(self, stream: int, do: Callable[[], None], source: tuple[int, int] | None = None) -> None:
         """Puts work on a stream; `source` is memory that is to hold the same when the work is done as now."""
         found = self.others[stream]

@@ -1,7 +1,7 @@
-"""A GPU for tests of the ONNX Runtime backends: a driver whose memory is the host's, and providers that are the CPU's.
+"""An ONNX Runtime for tests of its GPU backends: providers that are the CPU's, over the memory of a fake CUDA.
 
-Device addresses are the host's with a bit set, so that a place on the device that is taken for one on the host, or the
-other way round, is found out. Everything that the backends use of libcuda and onnxruntime is here or is the real one.
+A place on the device that is taken for one on the host, or the other way round, is found out, and so is work that a
+pass does not wait for. Everything that the backends use of onnxruntime is here or is the real one.
 """
 
 from __future__ import annotations
@@ -14,90 +14,11 @@ from typing import Any
 import numpy as np
 import onnxruntime as real
 
-__all__ = ["FakeDriver", "FakeOrt"]
+from tests.fake_cudart import FakeCuda
 
-ON_DEVICE = 1 << 60
+__all__ = ["FakeOrt"]
+
 CPU = "CPUExecutionProvider"
-OUT_OF_MEMORY, INVALID = 2, 1
-
-
-class FakeDriver:
-    """libcuda, as far as `cuda_memory.py` calls it. `copies` counts; `room` is how many bytes there are."""
-
-    def __init__(self, room: int = 1 << 40) -> None:
-        self.room, self.copies = room, 0
-        self.buffers: dict[int, Any] = {}
-        self.current = 0
-
-    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
-        return 0
-
-    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
-        context._obj.value = 1
-        return 0
-
-    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:
-        return 0
-
-    def cuCtxPushCurrent_v2(self, context: Any) -> int:
-        self.current += context.value
-        return 0
-
-    def cuCtxPopCurrent_v2(self, context: Any) -> int:
-        self.current -= 1
-        return 0
-
-    def cuCtxSynchronize(self) -> int:
-        return 0 if self.current else INVALID
-
-    def cuMemAlloc_v2(self, address: Any, size: Any) -> int:
-        if not self.current or not size.value:
-            return INVALID
-        if sum(map(len, self.buffers.values())) + size.value > self.room:
-            return OUT_OF_MEMORY
-        buffer = (ctypes.c_char * size.value)()
-        ctypes.memset(
-            buffer, 0xFF, size.value
-        )  # NaN in every type, as memory may have it that nobody has written
-        address._obj.value = ctypes.addressof(buffer) | ON_DEVICE
-        self.buffers[address._obj.value] = buffer
-        return 0
-
-    def cuMemFree_v2(self, address: Any) -> int:
-        return 0 if self.buffers.pop(address.value, None) is not None else INVALID
-
-    def cuMemsetD8_v2(self, address: Any, value: Any, size: Any) -> int:
-        ctypes.memset(self.host(address.value, size.value), value.value, size.value)
-        return 0
-
-    def cuMemcpyHtoD_v2(self, target: Any, source: Any, size: Any) -> int:
-        ctypes.memmove(self.host(target.value, size.value), source.value, size.value)
-        return 0
-
-    def cuMemcpyDtoH_v2(self, target: Any, source: Any, size: Any) -> int:
-        ctypes.memmove(target.value, self.host(source.value, size.value), size.value)
-        return 0
-
-    def cuMemcpy3D_v2(self, order: Any) -> int:
-        o = order._obj
-        if (o.src_type, o.dst_type) != (2, 2) or max(o.width - o.src_pitch, o.width - o.dst_pitch) > 0:
-            return INVALID
-        if o.height > min(o.src_height, o.dst_height):
-            return INVALID
-        self.copies += 1
-        for plane in range(o.depth):
-            for line in range(o.height):
-                source = o.src_device + (plane * o.src_height + line) * o.src_pitch
-                target = o.dst_device + (plane * o.dst_height + line) * o.dst_pitch
-                ctypes.memmove(self.host(target, o.width), self.host(source, o.width), o.width)
-        return 0
-
-    def host(self, address: int, size: int) -> int:
-        """Where a piece of device memory is in truth; it must be inside of what was allocated."""
-        inside = [a for a, b in self.buffers.items() if a <= address and address + size <= a + len(b)]
-        if not inside:
-            raise AssertionError(f"{size} bytes at {address:#x} are not on the device")
-        return address & ~ON_DEVICE
 
 
 @dataclass
@@ -119,9 +40,9 @@ class FakeOrt:
     SessionOptions = real.SessionOptions
 
     def __init__(
-        self, driver: FakeDriver, *, on_cpu: Sequence[str] = (), broken: Sequence[str] = (), old: bool = False
+        self, cuda: FakeCuda, *, on_cpu: Sequence[str] = (), broken: Sequence[str] = (), old: bool = False
     ) -> None:
-        self.driver, self.on_cpu, self.broken = driver, on_cpu, broken
+        self.cuda, self.on_cpu, self.broken = cuda, on_cpu, broken
         self.InferenceSession = type(
             "InferenceSession", (FakeSession if old else PlacedSession,), {"module": self}
         )
@@ -151,11 +72,12 @@ class FakeSession:
 
     def io_binding(self) -> Any:
         binding = self._real.io_binding()
-        return binding if self._asked == [CPU] else FakeBinding(binding, self.module.driver)
+        return binding if self._asked == [CPU] else FakeBinding(binding, self.module.cuda)
 
     def run_with_iobinding(self, binding: Any) -> None:
         if isinstance(binding, FakeBinding):
             assert binding.inputs_are_there, "the copies to the device may still be on their way"
+            assert not self.module.cuda.pending(), "work on a stream may still be under way"
             binding.inputs_are_there = False
             binding = binding.io
         self._real.run_with_iobinding(binding)
@@ -175,8 +97,8 @@ class PlacedSession(FakeSession):
 class FakeBinding:
     """A binding that copies what is bound from the host, at that moment, as one to a device does."""
 
-    def __init__(self, io: Any, driver: FakeDriver) -> None:
-        self.io, self._driver = io, driver
+    def __init__(self, io: Any, cuda: FakeCuda) -> None:
+        self.io, self._cuda = io, cuda
         self._copies: dict[str, Any] = {}
         self.inputs_are_there = False
 
@@ -188,7 +110,7 @@ class FakeBinding:
 
     def bind_input(self, name: str, device: str, number: int, kind: Any, shape: Any, address: int) -> None:
         if device == "cuda":
-            address = self._host(kind, shape, address)
+            self._require_device(kind, shape, address)
         else:
             size = int(np.prod(shape)) * _itemsize(kind)
             self._copies[name] = ctypes.create_string_buffer(ctypes.string_at(address, size), size)
@@ -197,11 +119,12 @@ class FakeBinding:
 
     def bind_output(self, name: str, device: str, number: int, kind: Any, shape: Any, address: int) -> None:
         if device == "cuda":
-            address = self._host(kind, shape, address)
+            self._require_device(kind, shape, address)
         self.io.bind_output(name, "cpu", number, kind, shape, address)
 
-    def _host(self, kind: Any, shape: Any, address: int) -> int:
-        return self._driver.host(address, int(np.prod(shape)) * _itemsize(kind))
+    def _require_device(self, kind: Any, shape: Any, address: int) -> None:
+        assert self._cuda.memory.kind(address) == "device"
+        self._cuda.memory.view(address, int(np.prod(shape)) * _itemsize(kind))
 
 
 def _itemsize(kind: Any) -> int:

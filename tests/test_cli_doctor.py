@@ -23,7 +23,7 @@ from safecode_trt.ops import bindings, cuda
 from safecode_trt.runtime import device
 from tests import fake_cuda
 from tests.cli_runner import call
-from tests.fake_gpu import FakeDriver
+from tests.fake_cudart import FakeCuda
 
 BACKENDS = [
     "ort-cpu",
@@ -53,7 +53,7 @@ GPU = device.CudaDevice(
     name="Fake GPU", compute_capability="87", free_memory=5_000_000_000, total_memory=8_000_000_000
 )
 DTYPES: tuple[probe.Dtype, ...] = ("float32", "float16")
-MakeGpu = Callable[..., FakeDriver]
+MakeGpu = Callable[..., FakeCuda]
 
 
 @pytest.fixture
@@ -180,9 +180,9 @@ class FakeTensorRT(ModuleType):
     __version__ = "10.16.1"
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=0)
 
-    def __init__(self, driver: FakeDriver, *, wrong: float = 0.0) -> None:
+    def __init__(self, cuda: FakeCuda, *, wrong: float = 0.0) -> None:
         super().__init__("tensorrt")
-        self.driver, self.wrong, self.addresses = driver, wrong, dict[str, int]()
+        self.cuda, self.wrong, self.addresses = cuda, wrong, dict[str, int]()
         self.Logger: Any = type("Logger", (), {"ERROR": 1, "__init__": lambda logger, severity: None})
         self.Builder = self.OnnxParser = self.Runtime = lambda *given: self
 
@@ -197,18 +197,18 @@ class FakeTensorRT(ModuleType):
         self.addresses[name] = address
 
     def execute_async_v3(self, stream: int) -> bool:
+        self.cuda.put(stream, self._execute)
+        return True
+
+    def _execute(self) -> None:
         session = onnxruntime.InferenceSession(self.model, providers=["CPUExecutionProvider"])
         feeds = {name: self._array(name, x) for name, x in probe.feeds("float16").items()}
         names = [output.name for output in session.get_outputs()]
         for name, value in zip(names, session.run(names, feeds), strict=True):
             self._array(name, value)[...] = value + np.float16(self.wrong)
-        return True
 
     def _array(self, name: str, like: np.ndarray) -> np.ndarray:
-        address = self.driver.host(self.addresses[name], like.nbytes)
-        return np.frombuffer(
-            memoryview((ctypes.c_char * like.nbytes).from_address(address)), like.dtype
-        ).reshape(like.shape)
+        return self.cuda.memory.view(self.addresses[name], like.nbytes).view(like.dtype).reshape(like.shape)
 
     def __getattr__(self, name: str) -> Any:
         if name in (
@@ -225,11 +225,9 @@ class FakeTensorRT(ModuleType):
 def test_an_engine_of_the_probe_is_executed(
     orin: MakeGpu, monkeypatch: pytest.MonkeyPatch, wrong: float, state: str
 ) -> None:
-    driver = orin()
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(driver, wrong=wrong))
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(orin(), wrong=wrong))
     found = examined()["trt (tensorrt)"]
     assert (found["state"], found["version"]) == (state, "10.16.1" if state == "ok" else None)
-    assert not driver.current
 
 
 @pytest.mark.parametrize("state", ["ok", "fail"])

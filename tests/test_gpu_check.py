@@ -18,7 +18,7 @@ import gpu_sections
 from gpu_sections import Task
 from safecode_trt.bundle import Bundle
 from safecode_trt.runtime import device
-from tests.fake_gpu import FakeDriver
+from tests.fake_cudart import FakeCuda
 
 ROOT = Path(__file__).parents[1]
 GPU = device.CudaDevice(
@@ -133,7 +133,7 @@ def test_a_folder_without_wheels_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def task(
-    tiny_bundle: Bundle, tmp_path: Path, gpu: Callable[..., FakeDriver], monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Bundle, tmp_path: Path, gpu: Callable[..., FakeCuda], monkeypatch: pytest.MonkeyPatch
 ) -> Task:
     gpu()
     monkeypatch.setattr(device, "cuda_device", lambda: GPU)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,23 +12,34 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import Backend, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.contract import Geometry
 from safecode_trt.errors import BackendError
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine, cuda_memory, device
-from safecode_trt.runtime.backends import auto
-from safecode_trt.runtime.backends.growing_cache import GrowingCache
+from safecode_trt.runtime import Engine, device
+from safecode_trt.runtime.backends import auto, cuda_stream
+from safecode_trt.runtime.backends.cuda_stream import CudaStream
+from safecode_trt.runtime.backends.device_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.ort_providers import PROVIDERS, load_onnxruntime
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
-from safecode_trt.runtime.session import CacheMemory
-from tests.fake_gpu import FakeDriver
+from tests.fake_cudart import FakeCuda
 from tests.families import idefics
 from tests.family_checkpoints import FamilyCheckpoints
 
 PICTURE = Image.fromarray((np.indices((40, 60)).sum(0)[..., None] * [2, 3, 1] % 256).astype(np.uint8))
 REQUEST = "can i touch it?"
 GPU_BACKENDS: tuple[Backend, ...] = ("ort-cuda", "ort-tensorrt")
-MakeGpu = Callable[..., FakeDriver]
+GEOMETRY = Geometry(
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=3,
+    hidden_size=6,
+    vocab_size=8,
+    context_length=700,
+    image_seq_len=0,
+)
+MakeGpu = Callable[..., FakeCuda]
 
 
 def config(backend: Backend, **settings: bool) -> RuntimeConfig:
@@ -53,11 +62,9 @@ def replies(bundle: Bundle, backend: Backend) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("backend", GPU_BACKENDS)
 def test_the_same_tokens_as_on_the_cpu(tiny_bundle: Bundle, gpu: MakeGpu, backend: Backend) -> None:
     expected = replies(tiny_bundle, "ort-cpu")
-    driver = gpu()
+    cuda = gpu()
     assert replies(tiny_bundle, backend) == expected and len(set(expected[0])) > 8
-    assert driver.copies > 3 and not driver.current
-    gc.collect()
-    assert not driver.buffers
+    assert cuda.calls["cudaMemcpy3DAsync"] > 3 and not cuda.held()
 
 
 def test_a_family_with_inputs_of_its_own(made: FamilyCheckpoints, gpu: MakeGpu) -> None:
@@ -80,20 +87,25 @@ def test_the_same_tokens_on_a_real_gpu(tiny_bundle: Bundle, backend: Backend) ->
     assert replies(tiny_bundle, backend) == replies(tiny_bundle, "ort-cpu")
 
 
-def caches(driver: FakeDriver) -> tuple[HostCache, GrowingCache]:
-    sizes = {"slabs": 4, "rows": 3, "heads": 2, "limit": 700, "dim": 3}
-    memory = cuda_memory.CudaMemory()
-    return HostCache(**sizes, dtype=np.float32), GrowingCache(memory, **sizes, itemsize=4)
+@pytest.fixture
+def stream(cuda: FakeCuda) -> Iterator[CudaStream]:
+    made = CudaStream()
+    yield made
+    made.close()
 
 
-def content(cache: CacheMemory, driver: FakeDriver) -> np.ndarray:
+def caches(stream: CudaStream) -> tuple[HostCache, GrowingCache]:
+    return HostCache.for_decoder(GEOMETRY, 3, np.float32), GrowingCache(stream, GEOMETRY, 3, "float32")
+
+
+def content(cache: HostCache | GrowingCache, cuda: FakeCuda) -> np.ndarray:
     """What a cache holds, (4, 3, 2, CAP, 3)."""
-    shape = (4, 3, 2, cache.capacity, 3)
     if isinstance(cache, HostCache):
         return cache.data
-    assert isinstance(cache, GrowingCache)
-    address = driver.host(cache.address(0, 0), 4 * int(np.prod(shape)))
-    return np.ctypeslib.as_array((ctypes.c_float * int(np.prod(shape))).from_address(address)).reshape(shape)
+    shape = (4, 3, 2, cache.capacity, 3)
+    for handle in [*cuda.others]:
+        cuda.cudaStreamSynchronize(handle)
+    return cuda.memory.view(cache.slab(0), 4 * int(np.prod(shape))).view(np.float32).reshape(shape)
 
 
 operation = st.one_of(
@@ -109,10 +121,11 @@ operation = st.one_of(
 @given(st.lists(operation, max_size=8))
 def test_the_cache_on_the_device_is_the_one_in_host_memory(operations: list[tuple[str, int, int]]) -> None:
     """Whatever is done to both, what has been written is the same in both, and nothing is ever NaN."""
-    driver = FakeDriver()
+    cuda = FakeCuda()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_memory, "load_driver", lambda: driver)
-        host, device = caches(driver)
+        patch.setattr(cuda_stream, "load_cuda", lambda: cuda)
+        stream = CudaStream()
+    host, device = caches(stream)
     draw = np.random.default_rng(0)
     filled, saved = 0, None
     for name, first, second in [*operations, ("reserve", 1, 3)]:
@@ -123,7 +136,7 @@ def test_the_cache_on_the_device_is_the_one_in_host_memory(operations: list[tupl
                 cache.reserve(first, rows=kept)
             values = draw.standard_normal((4, 3, 2, host.capacity, 3)).astype(np.float32)
             for cache in (host, device):
-                fresh = content(cache, driver)
+                fresh = content(cache, cuda)
                 fresh[:, kept:] = values[:, kept:]
                 fresh[:, :, :, filled:] = values[:, :, :, filled:]
             filled = host.capacity
@@ -142,18 +155,19 @@ def test_the_cache_on_the_device_is_the_one_in_host_memory(operations: list[tupl
             host.load_prefix(first, saved[0])
             device.load_prefix(first, saved[1])
         assert host.capacity == device.capacity
-        assert np.array_equal(content(host, driver), content(device, driver))
-        assert device.nbytes >= content(device, driver).nbytes
+        assert np.array_equal(content(host, cuda), content(device, cuda))
+        assert device.nbytes >= content(device, cuda).nbytes
 
 
-def test_a_new_cache_is_zero_and_a_full_gpu_is_a_memory_error(gpu: MakeGpu) -> None:
-    driver = gpu(room=20_000)
-    _, device = caches(driver)
-    assert not content(device, driver).any()
+def test_a_new_cache_is_zero_and_a_full_gpu_is_a_memory_error(cuda: FakeCuda, stream: CudaStream) -> None:
+    cuda.room = 20_000
+    _, device = caches(stream)
+    assert not content(device, cuda).any()
     with pytest.raises(ValueError, match="at most 700"):
         device.reserve(701)
-    with pytest.raises(MemoryError, match="no memory left for"):
+    with pytest.raises(MemoryError, match="the GPU is out of memory"):
         device.reserve(200)
+    assert device.capacity == 64 and not content(device, cuda).any()
 
 
 def test_a_reply_without_room_on_the_gpu_is_the_fallback(tiny_bundle: Bundle, gpu: MakeGpu) -> None:

@@ -19,12 +19,13 @@ from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import auto, ort_providers
 from safecode_trt.runtime.backends.graph_nodes import shape_nodes
 from tests.cli_runner import call, fails
-from tests.fake_gpu import FakeDriver, FakeOrt
+from tests.fake_cudart import FakeCuda
+from tests.fake_gpu import FakeOrt
 from tests.families import qwen2_vl
 from tests.family_checkpoints import FamilyCheckpoints
 
 REQUEST = "can i touch it?"
-MakeGpu = Callable[..., FakeDriver]
+MakeGpu = Callable[..., FakeCuda]
 
 
 def config(backend: Backend, **settings: bool) -> RuntimeConfig:

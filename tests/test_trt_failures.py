@@ -196,6 +196,16 @@ def test_engines_for_something_else_are_not_opened(
         TrtSession(changed(engine_bundles[TENSORRT], **entry))
 
 
+def test_rows_that_cannot_be_bound_are_refused(engine_bundles: EngineBundles) -> None:
+    bundle = changed(engine_bundles[TENSORRT], capacity=97)
+    geometry = replace(bundle.manifest.geometry, context_length=97)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, geometry=geometry))
+    with pytest.raises(
+        BackendError, match=r"a row of the cache has \d+ bytes.* --context-length that \d+ divides"
+    ):
+        TrtSession(bundle)
+
+
 def test_an_engine_of_another_graph_is_not_opened(engine_bundles: EngineBundles) -> None:
     (engine,) = engine_bundles[TENSORRT].manifest.engines
     swapped = {**engine.graphs, DECODER: engine.graphs[VISION_ENCODER]}

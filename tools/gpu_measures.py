@@ -114,18 +114,21 @@ def _speed_on(folder: Path, backend: Any, request: str, limit: float) -> Iterato
 
 def copy_bandwidth() -> float:
     """Bytes per second that the GPU reads and writes while it copies."""
-    from safecode_trt.runtime.cuda_memory import Block, CudaMemory
+    from safecode_trt.runtime.backends.cuda_stream import CudaStream
 
-    memory = CudaMemory()
-    buffers = [memory.buffer(COPIED) for _ in range(2)]
-    blocks = [Block(address=buffer.address, pitch=1 << 20, lines=COPIED >> 20) for buffer in buffers]
+    stream = CudaStream()
+    source, target = (stream.allocate(COPIED) for _ in range(2))
 
     def seconds() -> float:
         start = perf_counter()
-        memory.copy(blocks[0], blocks[1], width=1 << 20, height=COPIED >> 20, depth=1)
+        stream.copy(target.handle, source.handle, COPIED)
+        stream.synchronize()
         return perf_counter() - start
 
-    return 2 * COPIED / min(seconds() for _ in range(20))
+    try:
+        return 2 * COPIED / min(seconds() for _ in range(20))
+    finally:
+        stream.close()
 
 
 def require_gpu() -> Any:

@@ -58,9 +58,9 @@ class HostCache:
     def nbytes(self) -> int:
         return self._buffer.nbytes
 
-    def address(self, slab: int, row: int) -> int:
-        """Where the keys or values of a row begin."""
-        return int(self.data.ctypes.data) + slab * self.data.strides[0] + row * self.data.strides[1]
+    def slab(self, number: int, first_row: int = 0) -> int:
+        """The address of a layer's keys or values from a row on: `number` is 2 layer, or 2 layer + 1."""
+        return int(self.data.ctypes.data) + number * self.data.strides[0] + first_row * self.data.strides[1]
 
     def reserve(self, positions: int, *, rows: int | None = None) -> None:
         """Makes room for so many positions; `data` is another array if there was not.

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
-from safecode_trt.runtime.backends.device_cache import ALIGNMENT, element_bytes
+from safecode_trt.runtime.backends.stored_floats import StoredFloats
 
-__all__ = ["Layout", "Mirror"]
+__all__ = ["ALIGNMENT", "Layout", "Mirror"]
+
+ALIGNMENT = 256
+"""What the addresses of TensorRT's tensors must be multiples of."""
 
 Array = NDArray[Any]
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -50,7 +52,7 @@ class Mirror:
         self._layout, offset = {}, 0
         for name, (dtype, shape) in layout.items():
             self._offsets[name] = offset
-            size = prod(shape) * element_bytes(dtype)
+            size = prod(shape) * StoredFloats.of(dtype).storage.itemsize
             offset += -(-max(size, 1) // ALIGNMENT) * ALIGNMENT  # an empty tensor has an address too
         if offset > self._device.nbytes:
             self._reserve(offset)
@@ -63,9 +65,7 @@ class Mirror:
 
     def fill(self, name: str, value: Array) -> None:
         """Writes a tensor on the host in its element type."""
-        if self._layout[name][0] == "bfloat16":
-            value = _bfloat16(value)
-        np.copyto(self.host[name], value, casting="same_kind")
+        StoredFloats.of(self._layout[name][0]).fill(self.host[name], value)
 
     def upload(self) -> None:
         """Sends all tensors to the device, behind what is on the stream."""
@@ -81,12 +81,6 @@ class Mirror:
         self._device, self._locked = device, locked
 
     def _view(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
-        kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
+        kind = StoredFloats.of(dtype).storage
         offset, size = self._offsets[name], prod(shape) * kind.itemsize
         return self._locked.array[offset : offset + size].view(kind).reshape(shape)
-
-
-def _bfloat16(value: Array) -> NDArray[np.uint16]:
-    """Finite values rounded to the nearest bfloat16, of two the even one."""
-    bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)

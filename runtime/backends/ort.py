@@ -21,12 +21,12 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Geometry, GraphSpec, activation_dtype, vision_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
-from safecode_trt.runtime.backends.growing_cache import GrowingCache
+from safecode_trt.runtime.backends.cuda_stream import CudaStream
+from safecode_trt.runtime.backends.device_cache import GrowingCache
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.kept_graphs import open_decoder, vision_entries
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
-from safecode_trt.runtime.cuda_memory import CudaMemory
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
 
 __all__ = ["OrtSession", "open_graph"]
@@ -80,7 +80,7 @@ class OrtSession:
         self._decoder: Any = open_decoder(bundle, opened, keep=keep_graphs and on_cpu) if decoder else None
         if decoder:
             _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
-        self._memory = CudaMemory() if self._device == "cuda" else None
+        self._stream = CudaStream() if self._device == "cuda" else None
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
         """The vision encoder's outputs; see `Session.encode`."""
@@ -97,17 +97,18 @@ class OrtSession:
 
     def allocate(self, rows: int) -> CacheMemory:
         """Memory for `rows` rows, where the provider computes; see `Session.allocate`."""
-        storage = self._floats.storage
-        if self._memory is None:
-            return HostCache.for_decoder(self.geometry, rows, storage)
-        return GrowingCache.for_decoder(self._memory, self.geometry, rows, storage.itemsize)
+        if self._stream is None:
+            return HostCache.for_decoder(self.geometry, rows, self._floats.storage)
+        return GrowingCache(self._stream, self.geometry, rows, self._floats.dtype)
 
     def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
         """One pass over C rows; see `Session.decode`."""
-        if not isinstance(memory, HostCache if self._memory is None else GrowingCache):
+        if not isinstance(memory, HostCache if self._stream is None else GrowingCache):
             raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
         binding = self._binding(feeds, memory, first_row)
         binding.fill(feeds)
+        if self._stream is not None:
+            self._stream.synchronize()  # ONNX Runtime has a stream of its own
         start = perf_counter()
         try:
             binding.run(self._decoder)
@@ -123,7 +124,7 @@ class OrtSession:
     def _binding(self, feeds: DecoderFeeds, memory: Cache, first_row: int) -> _Binding:
         """Decode steps repeat, and their bindings are kept; prefill shapes hardly ever do."""
         rows, new, _ = feeds.inputs_embeds.shape
-        place = (memory.address(0, 0), memory.capacity)
+        place = (memory.slab(0), memory.capacity)
         steps = self._bindings.get(memory)
         if steps is None or steps.place != place:  # the memory has grown, and lies elsewhere
             steps = self._bindings[memory] = _StepBindings(place)
@@ -136,9 +137,11 @@ class OrtSession:
         return binding
 
     def close(self) -> None:
-        """Drops the ONNX Runtime sessions."""
+        """Drops the ONNX Runtime sessions, and what the caches have on a GPU."""
         self._bindings.clear()
         self._vision = self._decoder = None
+        if self._stream is not None:
+            self._stream.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class _Binding:
         shape = (rows, geometry.num_key_value_heads, memory.capacity, geometry.head_dim)
         for slab in range(2 * geometry.num_hidden_layers):
             layer, part = slab // 2, ("key", "value")[slab % 2]
-            place = (self._device, 0, self._floats.type, shape, memory.address(slab, first_row))
+            place = (self._device, 0, self._floats.type, shape, memory.slab(slab, first_row))
             self.io.bind_input(f"past_key_values.{layer}.{part}", *place)
             self.io.bind_output(f"present.{layer}.{part}", *place)
         self.logits = np.empty((rows, geometry.vocab_size), np.float32)

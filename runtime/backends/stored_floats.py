@@ -1,4 +1,4 @@
-"""A decoder's floating-point numbers in numpy, also where they are bfloat16, which numpy has not."""
+"""Tensors in numpy by the manifest's words for their types, also bfloat16, which numpy has not."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ BFLOAT16 = 16  # ONNX's number of the type
 
 @dataclass(frozen=True, slots=True)
 class StoredFloats:
-    """How the decoder's floating-point numbers are stored here, and ONNX Runtime's word for their type.
+    """How numbers of the type `dtype` are stored here, and ONNX Runtime's word for it.
 
     numpy has no bfloat16: its bits are in uint16, and the type is ONNX's number for it.
     """
 
+    dtype: str
     storage: np.dtype[Any]
     type: Any
 
     @classmethod
     def of(cls, dtype: str) -> StoredFloats:
         if dtype == "bfloat16":
-            return cls(np.dtype(np.uint16), BFLOAT16)
-        return cls(np.dtype(dtype), np.dtype(dtype))
+            return cls(dtype, np.dtype(np.uint16), BFLOAT16)
+        return cls(dtype, np.dtype(dtype), np.dtype(dtype))
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """Room for an input; those of other types than float32 stay as they are."""
@@ -43,8 +44,8 @@ class StoredFloats:
 
     def fill(self, target: NDArray[Any], value: NDArray[Any]) -> None:
         """Writes an input in the stored form, rounded to nearest."""
-        if value.dtype == np.float32 and self.storage == np.uint16:
-            bits = np.ascontiguousarray(value).view(np.uint32)
+        if self.dtype == "bfloat16" and value.dtype.kind == "f":
+            bits = np.ascontiguousarray(value, np.float32).view(np.uint32)
             target[...] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         else:
             np.copyto(target, value, casting="same_kind")

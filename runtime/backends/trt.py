@@ -6,6 +6,7 @@ first axis. Everything goes onto one stream, and the vision encoder and the deco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.bundle import Bundle
-from safecode_trt.contract import activation_dtype
+from safecode_trt.contract import Geometry, activation_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER, EngineEntry
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.device_cache import DeviceCache
+from safecode_trt.runtime.backends.mirror import ALIGNMENT
+from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.backends.trt_decoder import TrtDecoder, chunks
 from safecode_trt.runtime.backends.trt_engine import TrtEngine
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary, choose_library
@@ -61,6 +64,7 @@ class TrtSession:
                 f"{entry.folder} is for {entry.capacity} positions, the bundle for "
                 f"{self._geometry.context_length}; build it again"
             )
+        _require_aligned(self._geometry, self._dtype)
         vision, decoder = (manifest.graphs[name] for name in (VISION_ENCODER, DECODER))
         engines = {
             name: TrtEngine(library, bundle.file(entry.graphs[name].file), manifest.graphs[name], stream)
@@ -132,3 +136,14 @@ class TrtSession:
             self._chooser.close()
         self._vision = self._decoder = None
         self._stream.close()
+
+
+def _require_aligned(geometry: Geometry, dtype: str) -> None:
+    """A pass over fewer rows binds the cache from a row on."""
+    position = geometry.num_key_value_heads * geometry.head_dim * StoredFloats.of(dtype).storage.itemsize
+    row = geometry.context_length * position
+    if row % ALIGNMENT:
+        raise BackendError(
+            f"a row of the cache has {row} bytes, and TensorRT wants multiples of {ALIGNMENT}; export with a "
+            f"--context-length that {ALIGNMENT // math.gcd(ALIGNMENT, position)} divides"
+        )

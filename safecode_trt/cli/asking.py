@@ -1,28 +1,95 @@
-"""What run and chat share: one request streamed to the terminal and written down; no verb of its own."""
+"""What run and chat share: their options, and one request streamed to the terminal and written down. No verb."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.policy_options import PolicyChoice, build_policy, policy_settings
-from safecode_trt.config import SamplingParams
+from safecode_trt.cli.judge_options import judge_options
+from safecode_trt.cli.options import engine_options, sampling_options
+from safecode_trt.cli.policy_options import PolicyChoice, build_policy, policy_options, policy_settings
+from safecode_trt.cli.recording import Recording, recording_options
+from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
     from safecode_trt.cli.recording import Recorder
     from safecode_trt.runtime import Engine, Message, Reply
-    from safecode_trt.runtime.judges import Judge
+    from safecode_trt.runtime.judges import Judge, JudgeConfig
     from safecode_trt.runtime.picture_file import PictureFile
     from safecode_trt.runtime.record import ReplyRecord
 
-__all__ = ["Asker", "summary"]
+__all__ = ["Asker", "Asking", "asking_options", "summary"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+OPTIONS = (
+    policy_options,
+    judge_options,
+    click.option(
+        "--explain-refusals/--no-explain-refusals",
+        "explain",
+        default=False,
+        show_default=True,
+        help="Say behind a refusal what in the scene is unsafe, and what else could be asked.",
+    ),
+    sampling_options,
+    engine_options,
+    recording_options,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """How a bundle is asked, as the options say."""
+
+    choice: PolicyChoice
+    judge: JudgeConfig
+    explain: bool
+    sampling: SamplingParams
+    runtime: RuntimeConfig
+    recording: Recording
+
+    @contextmanager
+    def open(self, bundle: Path) -> Iterator[Asker]:
+        """Opens the bundle, and the files that its replies are written to."""
+        from safecode_trt.runtime import Engine
+        from safecode_trt.runtime.judges import make_judge
+
+        judge = make_judge(self.judge)
+        with (
+            self.recording.open() as recorder,
+            Engine.open(bundle, config=self.runtime, note=console.note) as engine,
+        ):
+            yield Asker(
+                engine=engine,
+                recorder=recorder,
+                sampling=self.sampling,
+                choice=self.choice,
+                judge=judge,
+                explain=self.explain,
+            )
+
+
+def asking_options(command: F) -> F:
+    """Adds all options of asking; the command receives `asking`, an Asking."""
+
+    @functools.wraps(command)
+    def wrapper(**options: Any) -> Any:
+        asking = Asking(**{name: options.pop(name) for name in Asking.__dataclass_fields__})
+        return command(asking=asking, **options)
+
+    function = cast(F, wrapper)
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
 
 
 @dataclass(kw_only=True)

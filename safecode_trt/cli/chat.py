@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.asking import Asker, summary
-from safecode_trt.cli.judge_options import judge_options
-from safecode_trt.cli.options import FOLDER, engine_options, explain_option, sampling_options
-from safecode_trt.cli.policy_options import PolicyChoice, policy_options
-from safecode_trt.cli.recording import Recording, recording_options
-from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
+from safecode_trt.cli.asking import Asker, Asking, asking_options, summary
+from safecode_trt.cli.options import FOLDER
+from safecode_trt.config import MODES
 from safecode_trt.errors import PromptError, SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Message
-    from safecode_trt.runtime.judges import JudgeConfig
     from safecode_trt.runtime.picture_file import PictureFile
     from safecode_trt.runtime.record import ReplyRecord
 
@@ -72,22 +68,8 @@ class Conversation:
 @click.command("chat", short_help="Talk about pictures.")
 @click.argument("bundle", type=FOLDER)
 @click.option("--image", "images", type=FOLDER, multiple=True, help="A picture to talk about; repeatable.")
-@policy_options
-@judge_options
-@explain_option
-@sampling_options
-@engine_options
-@recording_options
-def command(
-    bundle: Path,
-    images: tuple[Path, ...],
-    choice: PolicyChoice,
-    judge: JudgeConfig,
-    explain: bool,
-    sampling: SamplingParams,
-    runtime: RuntimeConfig,
-    recording: Recording,
-) -> None:
+@asking_options
+def command(bundle: Path, images: tuple[Path, ...], asking: Asking) -> None:
     """Talk with BUNDLE about pictures; /help lists the commands.
 
     Ctrl-C stops a reply, and leaves when there is none.
@@ -96,19 +78,7 @@ def command(
     Example:
       safecode-trt chat build/demo-bundle --image examples/socket.png
     """
-    from safecode_trt.runtime import Engine
-    from safecode_trt.runtime.judges import make_judge
-
-    who = make_judge(judge)
-    with recording.open() as recorder, Engine.open(bundle, config=runtime, note=console.note) as engine:
-        asker = Asker(
-            engine=engine,
-            recorder=recorder,
-            sampling=sampling,
-            choice=choice,
-            judge=who,
-            explain=explain,
-        )
+    with asking.open(bundle) as asker:
         talk = Conversation(asker=asker)
         for path in images:
             talk.show(path)

@@ -23,7 +23,6 @@ __all__ = [
     "apply",
     "as_json",
     "engine_options",
-    "explain_option",
     "read_prompt",
     "sampling_options",
 ]
@@ -57,13 +56,6 @@ DRAWINGS = (".png", ".svg", ".pdf")
 DRAWING = _Drawing(path_type=Path)
 FOLDER = _AnyPath(path_type=Path)
 DEFAULT = SamplingParams()
-explain_option = click.option(
-    "--explain-refusals/--no-explain-refusals",
-    "explain",
-    default=False,
-    show_default=True,
-    help="Say behind a refusal what in the scene is unsafe, and what else could be asked.",
-)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 SAMPLING = (

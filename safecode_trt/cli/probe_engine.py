@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.cli import probe
 from safecode_trt.errors import BackendError
-from safecode_trt.runtime.cuda_memory import CudaMemory
+from safecode_trt.runtime.backends.cuda_stream import CudaStream
+from safecode_trt.runtime.backends.mirror import Mirror
 
 if TYPE_CHECKING:
     import tensorrt
@@ -26,7 +26,14 @@ def run_engine(trt: Any, dtype: probe.Dtype) -> dict[str, NDArray[Any]]:
     Raises:
         BackendError: TensorRT does not build or execute it, or there is no GPU.
     """
-    memory = CudaMemory()
+    stream = CudaStream()
+    try:
+        return _executed(trt, dtype, stream)
+    finally:
+        stream.close()
+
+
+def _executed(trt: Any, dtype: probe.Dtype, stream: CudaStream) -> dict[str, NDArray[Any]]:
     log: tensorrt.Logger = trt.Logger(trt.Logger.ERROR)
     plan: tensorrt.IHostMemory = _build(trt, log, probe.graph_bytes("decomposed", dtype))
     runtime: tensorrt.Runtime = trt.Runtime(log)
@@ -34,19 +41,21 @@ def run_engine(trt: Any, dtype: probe.Dtype) -> dict[str, NDArray[Any]]:
     if engine is None:
         raise BackendError(f"{trt.__name__} {trt.__version__} does not load its own engine on this GPU")
     execution: tensorrt.IExecutionContext = engine.create_execution_context()
-    inputs = probe.feeds(dtype)
-    outputs = {name: np.empty(x.shape, dtype) for name, x in probe.expected(dtype).items()}
-    buffers = {name: memory.buffer(x.nbytes) for name, x in (inputs | outputs).items()}
-    for name, buffer in buffers.items():
-        execution.set_tensor_address(name, buffer.address)
-    for name, value in inputs.items():
-        memory.write(buffers[name], value)
-    enqueued: bool = execution.execute_async_v3(0)
+    feeds = probe.feeds(dtype)
+    inputs, outputs = Mirror(stream), Mirror(stream)
+    inputs.lay({name: (str(x.dtype), x.shape) for name, x in feeds.items()})
+    outputs.lay({name: (dtype, x.shape) for name, x in probe.expected(dtype).items()})
+    for name, address in {**inputs.addresses(), **outputs.addresses()}.items():
+        execution.set_tensor_address(name, address)
+    for name, value in feeds.items():
+        inputs.fill(name, value)
+    inputs.upload()
+    enqueued: bool = execution.execute_async_v3(stream.working())
     if not enqueued:
         raise BackendError(f"{trt.__name__} {trt.__version__} does not execute its engine")
-    for name, value in outputs.items():
-        memory.read(buffers[name], value)
-    return outputs
+    outputs.download()
+    stream.synchronize()
+    return {name: value.copy() for name, value in outputs.host.items()}
 
 
 def _build(trt: Any, log: tensorrt.Logger, model: bytes) -> tensorrt.IHostMemory:

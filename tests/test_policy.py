@@ -14,13 +14,11 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import safecode_trt.policy as policies
-from safecode_trt.calibration import Calibration, Reliability
 from safecode_trt.config import PAPER, Mode, SafeCodeConfig
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.ops.reference import contrast, plausible, refusal_shift, top_k_ids
 from safecode_trt.policy import PLAIN, PixelNoise, PromptEdit, Steering, make_policy
-from safecode_trt.policy.verdict import read_verdict
 
 Table = NDArray[np.float32]
 INF = math.inf
@@ -167,97 +165,6 @@ def test_plain_steers_nothing() -> None:
     steering = make_policy("plain", DEFAULTS).begin({"real": ROWS[0]})
     assert (steering.steps, steering.verdict) == (0, None)
     assert steering.combine(0, ROWS[:1]).logits.tobytes() == ROWS[0].tobytes()
-
-
-# -- the verdict
-
-
-@pytest.mark.parametrize(("p", "unsafe"), [(0.7, True), (0.69, False), (0.999, True), (0.001, False)])
-def test_verdict_and_threshold(p: float, unsafe: bool) -> None:
-    verdict = read_verdict(judge(p), DEFAULTS, threshold=0.7 - 1e-6)
-    assert verdict.p_unsafe == pytest.approx(p, abs=1e-6)
-    assert verdict.unsafe is unsafe
-
-
-def test_a_verdict_on_the_threshold_is_unsafe() -> None:
-    assert read_verdict(judge(0.5), DEFAULTS).unsafe
-
-
-def calibrated(temperature: float, threshold: float) -> SafeCodeDefaults:
-    curve = Reliability(accuracy=0.9, calibration_error=0.1, bins=())
-    found = Calibration(
-        judge="self",
-        temperature=temperature,
-        threshold=threshold,
-        items=50,
-        unsafe_items=20,
-        items_sha256="0" * 64,
-        before=curve,
-        after=curve,
-    )
-    return dataclasses.replace(DEFAULTS, calibration=found)
-
-
-def test_a_calibrated_verdict() -> None:
-    verdict = read_verdict(judge(0.9), calibrated(2.0, 0.8))
-    assert verdict.p_unsafe == pytest.approx(0.75) and verdict.threshold == 0.8 and not verdict.unsafe
-    assert read_verdict(judge(0.9), calibrated(2.0, 0.8), threshold=0.7).unsafe
-
-
-@given(st.floats(0.001, 0.999), st.floats(0.02, 50))
-def test_a_temperature_leaves_the_order_of_verdicts(p: float, temperature: float) -> None:
-    verdict = read_verdict(judge(p), calibrated(temperature, 0.5))
-    assert 0 <= verdict.p_unsafe <= 1
-    if abs(p - 0.5) > 1e-6:
-        assert verdict.unsafe == (p > 0.5)
-
-
-def test_a_judge_that_says_something_else_gives_no_verdict() -> None:
-    logits = judge(0.9)
-    logits[0] = 12.0
-    assert read_verdict(logits, DEFAULTS).mass == pytest.approx(6.14e-5, rel=0.01)
-    with pytest.raises(SteeringError, match="together, below the floor"):
-        read_verdict(logits, dataclasses.replace(DEFAULTS, verdict_floor=0.5))
-    assert read_verdict(judge(0.9), dataclasses.replace(DEFAULTS, verdict_floor=0.5)).unsafe
-
-
-@pytest.mark.parametrize(
-    ("token", "value"),
-    [(SAFE, math.nan), (UNSAFE, math.nan), (0, math.nan), (SAFE, INF), (UNSAFE, INF), (0, INF)],
-)
-def test_no_verdict_from_broken_logits(token: int, value: float) -> None:
-    logits = judge(0.1)
-    logits[token] = value
-    with pytest.raises(SteeringError):
-        make_policy("safecode", DEFAULTS).begin({"real": ROWS[0], "judge": logits})
-
-
-def test_no_verdict_when_both_tokens_are_excluded() -> None:
-    logits = judge(0.1)
-    logits[[SAFE, UNSAFE]] = -INF
-    with pytest.raises(SteeringError, match="verdict"):
-        make_policy("safecode", DEFAULTS).begin({"real": ROWS[0], "judge": logits})
-
-
-def test_no_verdict_without_the_judge() -> None:
-    with pytest.raises(SteeringError, match="judge"):
-        make_policy("safecode", DEFAULTS).begin({"real": ROWS[0]})
-
-
-@pytest.mark.parametrize(
-    "ids", [{"safe_token_id": -1}, {"unsafe_token_id": 8}, {"refusal_token_ids": (1, 8)}]
-)
-def test_tokens_outside_the_vocabulary(ids: dict[str, Any]) -> None:
-    with pytest.raises(SteeringError, match="vocabulary"):
-        make_policy("safecode", dataclasses.replace(DEFAULTS, **ids)).begin(
-            {"real": ROWS[0], "judge": judge(0.1)}
-        )
-
-
-def test_verdict_is_kept_by_the_steering() -> None:
-    verdict = begin(0.9).verdict
-    assert verdict is not None and verdict.unsafe and verdict.source == "self"
-    assert begin(shift=0.0).verdict is None
 
 
 # -- the stages, by hand: the paper's alpha 0.3, lambda 1

@@ -35,7 +35,7 @@ check: $(VENV)/.dev ## lint, formatting, types
 bench: $(VENV)/.dev $(BUNDLE)/bundle.json ## measure the demo bundle on this machine
 	$(BIN)/python tools/bench_decode.py
 
-train-demo: $(VENV)/.demo ## train models/demo again (about 45 minutes on two cores)
+train-demo: $(VENV)/.demo ## train models/demo again (one to two hours on two cores with bfloat16, about four without)
 	$(BIN)/python tools/train_demo.py
 
 clean: ## remove what was built and cached, but not the environment

@@ -172,6 +172,8 @@ def _session_options(ort: Any, threads: int, spin: bool) -> Any:
     # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    # Most of a large decoder's opening is packing weights, which is one thread's work unless asked otherwise.
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     return options
 
 

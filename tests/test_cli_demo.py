@@ -15,7 +15,7 @@ import pytest
 from safecode_trt.cli.demo import SCENES
 from safecode_trt.eval import demo as demo_module
 from safecode_trt.eval.demo import load_scenes
-from tests.cli_runner import ASK, call, fails, start
+from tests.cli_runner import ASK, call, fails, said, start
 from tests.null_bundle import DEMO, write_null_bundle
 
 SECONDS = 60
@@ -98,7 +98,7 @@ def test_ctrl_c_in_run(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130 and errors.split() == ["interrupted"]
+    assert process.returncode == 130 and said(errors) == ["interrupted"]
 
 
 def test_ctrl_c_in_export(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from click.testing import Result
 from PIL import Image
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.cli.options import MADE_UP
 from safecode_trt.config import MODES
 from safecode_trt.runtime import Chunk, Engine
-from tests.cli_runner import ASK, call, fails, start
+from tests.cli_runner import ASK, call, fails, said, start
 from tests.null_bundle import write_null_bundle
 
 
@@ -57,6 +58,11 @@ def test_the_summary_counts_what_there_is(bundle: Path) -> None:
 def test_quiet_leaves_the_answer_only(bundle: Path, picture: Path) -> None:
     result = call("--quiet", "run", bundle, "--backend", "null", "--image", picture, ASK)
     assert result.exit_code == 0 and result.stderr == ""
+
+
+def test_made_up_numbers_are_called_that(bundle: Path, picture: Path) -> None:
+    assert run(bundle, "--image", picture, ASK).stderr.splitlines()[0] == MADE_UP
+    assert "made-up numbers, for dry runs" in " ".join(call("run", "--help").stdout.split())
 
 
 def test_json_is_what_the_trace_holds(bundle: Path, picture: Path, tmp_path: Path) -> None:
@@ -178,7 +184,7 @@ def test_ctrl_c_in_a_reply(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Engine, "stream", stream)
     result = run(bundle, "--audit", tmp_path / "audit.jsonl", ASK)
     assert result.exit_code == 130 and result.stdout == "half an"
-    assert result.stderr.split() == ["interrupted"]
+    assert said(result.stderr) == ["interrupted"]
     result = call("chat", bundle, "--backend", "null", text=f"{ASK}\n/quit\n")
     assert result.exit_code == 0 and "the turn is forgotten" in result.stderr
 
@@ -250,7 +256,7 @@ def test_ctrl_c_leaves_chat(bundle: Path) -> None:
     time.sleep(2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors.split() == ["interrupted"]
+    assert process.returncode == 130 and said(errors) == ["interrupted"]
 
 
 def test_no_colour_when_not_wanted(bundle: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_runner import ASK, start
+from tests.cli_runner import ASK, said, start
 from tests.null_bundle import write_null_bundle
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are different there")
@@ -62,7 +62,7 @@ def test_while_python_imports(bundle: Path, delay: float) -> None:
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=SECONDS)
-    assert (process.returncode, errors.split()) == (130, ["interrupted"])
+    assert (process.returncode, said(errors)) == (130, ["interrupted"])
 
 
 @pytest.mark.parametrize(("times", "output"), [(1, ["imported", "raised"]), (2, ["disturbed", "raised"])])

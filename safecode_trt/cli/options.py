@@ -10,16 +10,14 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from safecode_trt.config import (
-    BACKENDS,
-    RuntimeConfig,
-    SamplingParams,
-)
+from safecode_trt.cli import console
+from safecode_trt.config import BACKENDS, RuntimeConfig, SamplingParams
 from safecode_trt.errors import PromptError
 
 __all__ = [
     "DRAWING",
     "FOLDER",
+    "MADE_UP",
     "apply",
     "as_json",
     "engine_options",
@@ -52,6 +50,7 @@ class _Drawing(_AnyPath):
         return path
 
 
+MADE_UP = "--backend null runs no model: answers, verdicts and figures are made up"
 DRAWINGS = (".png", ".svg", ".pdf")
 DRAWING = _Drawing(path_type=Path)
 FOLDER = _AnyPath(path_type=Path)
@@ -107,8 +106,8 @@ ENGINE = (
         type=click.Choice(BACKENDS),
         default="ort-cpu",
         show_default=True,
-        help="What executes the bundle: ONNX Runtime (ort-*), its TensorRT engines (trt), nothing (null), "
-        "or the best of them that works here (auto).",
+        help="What executes the bundle: ONNX Runtime (ort-*), its TensorRT engines (trt), the best of them "
+        "that works here (auto), or nothing (null): made-up numbers, for dry runs.",
     ),
     click.option(
         "--allow-cpu-fallback",
@@ -144,6 +143,8 @@ def engine_options(command: F) -> F:
     @functools.wraps(command)
     def wrapper(*, backend: Any, threads: int, allow_cpu_fallback: bool, **options: Any) -> Any:
         runtime = RuntimeConfig(backend=backend, threads=threads, allow_cpu_fallback=allow_cpu_fallback)
+        if backend == "null":
+            console.note(MADE_UP)
         return command(runtime=runtime, **options)
 
     return apply(ENGINE, cast(F, wrapper))

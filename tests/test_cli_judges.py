@@ -54,10 +54,29 @@ def test_several_judges(bundle: Path) -> None:
         (["--judge", "endpoint:http://host"], "URL#MODEL"),
         (["--judge-threshold", "0.3"], "`calibrate` sets it"),
         (["--judge", "constant:0.3", "--mode", "plain"], "acts on no verdict"),
+        (["--judge", "constant:0.3", "--set", "threshold=0.9"], "use --judge-threshold"),
+        (["--judge-threshold", "0.3"], "or use --set threshold=P"),
+        (["--set", "bogus=1"], "unknown key 'bogus'"),
+        (["--policy", "fast"], "a stage must be one of"),
     ],
 )
-def test_a_judge_that_is_none_is_refused_at_start(bundle: Path, options: list[str], message: str) -> None:
+def test_what_does_not_fit_is_refused_at_start(bundle: Path, options: list[str], message: str) -> None:
     fails(run(bundle, *options), 2, message)
+    fails(call("chat", bundle, "--backend", "null", *options, text=""), 2, message)
+
+
+def test_the_threshold_of_self_is_a_setting(bundle: Path) -> None:
+    options = ["--set", "threshold=0.9", "--json"]
+    assert json.loads(run(bundle, *options).stdout)["verdict"]["threshold"] == 0.9
+    both = [*options, "--judge", "self", "--judge", "constant:0.1"]
+    fails(run(bundle, *both), 2, "use --judge-threshold")
+
+
+def test_a_conversation_keeps_to_its_judge(bundle: Path) -> None:
+    options = ["--backend", "null", "--judge", "constant:0.9"]
+    result = call("chat", bundle, *options, text=f"/mode plain\n{ASK}\n")
+    assert result.exit_code == 0 and "error: this policy acts on no verdict" in result.stderr
+    assert "says constant" in result.stderr
 
 
 def test_a_conversation_with_a_judge(bundle: Path, picture: Path) -> None:

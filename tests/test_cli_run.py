@@ -202,12 +202,26 @@ def test_chat_keeps_the_conversation(bundle: Path, picture: Path) -> None:
 
 
 def test_chat_explains_and_goes_on(bundle: Path, picture: Path) -> None:
-    lines = f"/help\n/mode fast\n/image nowhere.png\n/image {picture}\n{ASK}\n{'water ' * 300}\n"
+    lines = f"/help\n/mode fast\n/fast\n/image nowhere.png\n/image {picture}\n{ASK}\n{'water ' * 300}\n"
     result = chat(bundle, lines=lines)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("/quit") == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert len(errors) == 2 and "nowhere.png does not exist" in errors[0] and "positions" in errors[1]
+    mode, missing, long = errors
+    assert mode.startswith("error: no mode 'fast'; expected one of plain, vcd")
+    assert "nowhere.png does not exist" in missing and "positions" in long
+
+
+def test_another_mode_brings_its_own_stages(bundle: Path, picture: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    lines = f"{ASK}\n/new\n/mode plain\n{ASK}\n"
+    options = ("--image", picture, "--policy", "gate", "--set", "fallback=error", "--trace", trace)
+    result = chat(bundle, *options, lines=lines)
+    assert result.exit_code == 0, result.output
+    assert "mode plain, without the stages of --policy" in result.stderr
+    gated, plain = (json.loads(line) for line in trace.read_text().splitlines())
+    assert gated["verdict"] is not None and gated["settings"]["stages"] == ["gate"]
+    assert (plain["mode"], plain["verdict"], plain["settings"]) == ("plain", None, {"fallback": "error"})
 
 
 def test_pictures_belong_to_the_turns_that_show_them(bundle: Path, picture: Path, tmp_path: Path) -> None:

@@ -54,7 +54,9 @@ class JudgeConfig:
             if not 0 <= self.threshold <= 1:
                 raise ConfigError(f"threshold must be between 0 and 1, got {self.threshold!r}")
             if self.judges == ("self",):
-                raise ConfigError("the threshold of the judge self is the bundle's; `calibrate` sets it")
+                raise ConfigError(
+                    "the threshold of the judge self is the bundle's; `calibrate` sets it, or use --set threshold=P"
+                )
 
 
 def make_judge(config: JudgeConfig) -> Judge | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -22,6 +22,7 @@ from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
     from safecode_trt.cli.recording import Recorder
+    from safecode_trt.policy.base import Policy
     from safecode_trt.runtime import Engine, Message, Reply
     from safecode_trt.runtime.judges import Judge, JudgeConfig
     from safecode_trt.runtime.picture_file import PictureFile
@@ -59,7 +60,11 @@ class Asking:
 
     @contextmanager
     def open(self, bundle: Path) -> Iterator[Asker]:
-        """Opens the bundle, and the files that its replies are written to."""
+        """Opens the bundle, and the files that its replies are written to.
+
+        Raises:
+            ConfigError: the settings do not fit the bundle or one another.
+        """
         from safecode_trt.runtime import Engine
         from safecode_trt.runtime.judges import make_judge
 
@@ -94,7 +99,11 @@ def asking_options(command: F) -> F:
 
 @dataclass(kw_only=True)
 class Asker:
-    """An opened bundle, how it decodes, and where its replies are written down."""
+    """An opened bundle, how it decodes, and where its replies are written down.
+
+    Raises:
+        ConfigError: the settings do not fit the bundle or one another.
+    """
 
     engine: Engine
     recorder: Recorder
@@ -102,6 +111,26 @@ class Asker:
     choice: PolicyChoice
     judge: Judge | None = None
     explain: bool = False
+    policy: Policy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.choose(self.choice)
+
+    def choose(self, choice: PolicyChoice) -> None:
+        """Decodes as `choice` says from now on; with one that is refused, all stays as it was.
+
+        Raises:
+            ConfigError: the settings do not fit the bundle or one another.
+        """
+        policy = build_policy(self.engine, choice)
+        if self.judge is not None:
+            if not policy.plan.judged:
+                raise ConfigError("this policy acts on no verdict; leave --judge out, or choose another --mode")
+            if "threshold" in choice.changed:
+                raise ConfigError(
+                    "--set threshold is for the verdict of self; with another --judge, use --judge-threshold"
+                )
+        self.choice, self.policy = choice, policy
 
     def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
         """Answers, with `show` on stdout as the text comes."""
@@ -124,13 +153,11 @@ class Asker:
         return record
 
     def _stream(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> Reply:
-        policy, reply = build_policy(self.engine, self.choice), None
-        if self.judge is not None and not policy.plan.judged:
-            raise ConfigError("this policy acts on no verdict; leave --judge out, or choose another --mode")
+        reply = None
         for chunk in self.engine.stream(
             messages,
             image=[picture.image for picture in pictures],
-            policy=policy,
+            policy=self.policy,
             sampling=self.sampling,
             judge=self.judge,
             explain=self.explain,

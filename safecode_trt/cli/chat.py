@@ -13,7 +13,7 @@ from safecode_trt.cli import console
 from safecode_trt.cli.asking import Asker, Asking, asking_options, summary
 from safecode_trt.cli.options import FOLDER
 from safecode_trt.config import MODES
-from safecode_trt.errors import PromptError, SafeCodeError
+from safecode_trt.errors import ConfigError, PromptError, SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Message
@@ -53,6 +53,18 @@ class Conversation:
                 f"{spec.model_type} takes at most {most} in a conversation; /clear starts one without"
             )
         self.pictures.append(read_picture(path))
+
+    def decode(self, mode: str) -> None:
+        """Answers in another mode from now on, by its own stages.
+
+        Raises:
+            ConfigError: there is no such mode, or it does not go with the judge.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"no mode {mode!r}; expected one of {', '.join(MODES)}")
+        replaced = self.asker.choice.stages is not None
+        self.asker.choose(replace(self.asker.choice, mode=mode, stages=None))
+        console.note(f"mode {mode}, without the stages of --policy" if replaced else f"mode {mode}")
 
     def reply(self, text: str) -> ReplyRecord:
         """Streams a reply to stdout; the turn is kept only if the reply was finished."""
@@ -119,8 +131,8 @@ def _obey(talk: Conversation, line: str) -> None:
     rest = rest.strip()
     if verb == "/image" and rest:
         talk.show(Path(rest).expanduser())
-    elif verb == "/mode" and rest in MODES:
-        talk.asker.choice = replace(talk.asker.choice, mode=rest)
+    elif verb == "/mode":
+        talk.decode(rest)
     elif verb == "/new":
         talk.messages = []
     elif verb == "/clear":

@@ -63,6 +63,11 @@ class PolicyChoice:
     prompts: Path | None = None
     refusals: Path | None = None
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The keys of the settings that are changed."""
+        return tuple(change.partition("=")[0].strip() for change in self.changes)
+
 
 def policy_options(command: F) -> F:
     """Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""

@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from tests.cli_runner import ASK, call, fails
+from tests.cli_runner import ASK, call, fails, said
 from tests.http_server import Response, completion, serving
 from tests.null_bundle import write_null_bundle
 
@@ -116,6 +116,29 @@ def test_the_key_is_nowhere(
     written = [path.read_text() for path in tmp_path.glob("*.jsonl")]
     written += [path.read_text() for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert written and KEY not in "".join([result.output, *written])
+
+
+@pytest.mark.parametrize(
+    ("options", "note"),
+    [
+        (
+            ["--mode", "plain", "--reference", "noised", "--set", "alpha=9", "--explain-refusals"],
+            "no effect in mode plain: --set reference, --set alpha, --explain-refusals",
+        ),
+        (["--mode", "plain", "--set", "fallback=error"], None),
+        (["--mode", "rose", "--explain-refusals"], "no effect in mode rose: --explain-refusals"),
+        (["--set", "alpha=1", "--explain-refusals"], None),
+        (
+            ["--judge-rule", "mean", "--judge-cache", "cache", "--judge-timeout", "3"],
+            "no effect with --judge self: --judge-rule, --judge-timeout, --judge-cache",
+        ),
+        (["--judge", "self", "--judge", "constant:0", "--judge-rule", "mean"], None),
+    ],
+)
+def test_options_without_effect_are_named(bundle: Path, options: list[str], note: str | None) -> None:
+    result = run(bundle, *options)
+    assert result.exit_code == 0, result.output
+    assert [line for line in said(result.stderr) if "no effect" in line] == ([note] if note else [])
 
 
 def test_refusals_are_explained_on_demand(bundle: Path, picture: Path) -> None:

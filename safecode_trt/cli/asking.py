@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.judge_options import judge_options
+from safecode_trt.cli.judge_options import judge_options, without_effect
 from safecode_trt.cli.options import engine_options, sampling_options
 from safecode_trt.cli.policy_options import PolicyChoice, build_policy, policy_options, policy_settings
 from safecode_trt.cli.recording import Recording, recording_options
@@ -69,6 +69,8 @@ class Asking:
         from safecode_trt.runtime.judges import make_judge
 
         judge = make_judge(self.judge)
+        if idle := without_effect(self.judge):
+            console.note(f"no effect with --judge {', '.join(self.judge.judges)}: {', '.join(idle)}")
         with (
             self.recording.open() as recorder,
             Engine.open(bundle, config=self.runtime, note=console.note) as engine,
@@ -125,11 +127,18 @@ class Asker:
         policy = build_policy(self.engine, choice)
         if self.judge is not None:
             if not policy.plan.judged:
-                raise ConfigError("this policy acts on no verdict; leave --judge out, or choose another --mode")
+                raise ConfigError(
+                    "this policy acts on no verdict; leave --judge out, or choose another --mode"
+                )
             if "threshold" in choice.changed:
                 raise ConfigError(
                     "--set threshold is for the verdict of self; with another --judge, use --judge-threshold"
                 )
+        idle = choice.without_effect()
+        if self.explain and not policy.plan.judged:
+            idle.append("--explain-refusals")
+        if idle:
+            console.note(f"no effect in mode {choice.mode}: {', '.join(idle)}")
         self.choice, self.policy = choice, policy
 
     def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
@@ -178,7 +187,7 @@ class Asker:
         given = {
             name: str(value) if isinstance(value, Path) else value for name, value in others.items() if value
         }
-        if choice.mode == "plain" and not choice.stages:
+        if choice.plain:
             return {"fallback": settings.fallback}
         return {**to_dict(given), **to_dict(settings)}
 

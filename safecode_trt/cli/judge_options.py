@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from safecode_trt.cli.options import apply
 
-__all__ = ["judge_options"]
+if TYPE_CHECKING:
+    from safecode_trt.runtime.judges import JudgeConfig
+
+__all__ = ["judge_options", "without_effect"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +64,18 @@ JUDGE = (
         "--judge-cache", "cache", metavar="FOLDER", help="Keep an endpoint's answers here, and use them."
     ),
 )
+
+
+ENDPOINT_OPTIONS = {"timeout": "--judge-timeout", "key_variable": "--judge-key", "cache": "--judge-cache"}
+
+
+def without_effect(judge: JudgeConfig) -> list[str]:
+    """The options that change nothing about the judges that were named."""
+    idle = {} if len(judge.judges) > 1 else {"rule": "--judge-rule"}
+    if not any(name.startswith("endpoint") for name in judge.judges):
+        idle |= ENDPOINT_OPTIONS
+    usual = type(judge)()
+    return [option for name, option in idle.items() if getattr(judge, name) != getattr(usual, name)]
 
 
 def judge_options(command: F) -> F:

@@ -68,6 +68,19 @@ class PolicyChoice:
         """The keys of the settings that are changed."""
         return tuple(change.partition("=")[0].strip() for change in self.changes)
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is steered: plain decoding has no setting but its fallback."""
+        return self.mode == "plain" and not self.stages
+
+    def without_effect(self) -> list[str]:
+        """The options that change nothing about this choice."""
+        if not self.plain:
+            return []
+        files = {"--prompts": self.prompts, "--refusals": self.refusals}
+        settings = [f"--set {key}" for key in self.changed if key != "fallback"]
+        return settings + [name for name, path in files.items() if path]
+
 
 def policy_options(command: F) -> F:
     """Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""

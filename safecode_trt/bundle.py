@@ -21,7 +21,7 @@ from safecode_trt.errors import BundleError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, ENGINES, SCHEMA_VERSION, FileEntry, Manifest
 from safecode_trt.records import loads, to_dict
 
-__all__ = ["Bundle", "file_entry", "new_bundle", "write_manifest"]
+__all__ = ["Bundle", "file_entry", "new_bundle", "require_writable", "write_manifest"]
 
 CHUNK = 1 << 20
 # Graphs, settings and tokenizers; not the weights.
@@ -153,10 +153,27 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes bundle.json in one step: a reader sees the old one or the new one."""
+    """Writes bundle.json in one step: a reader sees the old one or the new one.
+
+    Raises:
+        BundleError: the folder cannot be written.
+    """
     temporary = folder / f".{BUNDLE_JSON}.tmp"
-    temporary.write_text(json.dumps(to_dict(manifest), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / BUNDLE_JSON)
+    try:
+        temporary.write_text(json.dumps(to_dict(manifest), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / BUNDLE_JSON)
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def require_writable(folder: Path, otherwise: str) -> None:
+    """For what writes a manifest at the end of long work; `otherwise` says how to do without.
+
+    Raises:
+        BundleError: the folder is there and cannot be written.
+    """
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        raise BundleError(f"{folder} cannot be written; change its permissions, or {otherwise}")
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def quiet(step: str, done: int, total: int) -> None:
 
 
 def test_what_it_finds_is_kept_and_used(null_bundle: Path, items: Path, tmp_path: Path) -> None:
-    plot = tmp_path / "curve.png"
+    plot = tmp_path / "curve.PNG"
     arguments = ["calibrate", null_bundle, "--backend", "null", "--items", f"demo-world:{items}:validation"]
     result = call(*arguments, "--held-out", f"demo-world:{items}:test", "--plot", plot, "--json")
     assert result.exit_code == 0, result.output
@@ -122,15 +122,16 @@ def test_bad_input_is_one_line(null_bundle: Path, tmp_path: Path) -> None:
         fails(call("calibrate", null_bundle, "--backend", "null", "--items", source, *options), code, message)
 
     words = {"prompt": "can i jump on it?", "unsafe": True}
-    refused(1, "is missing", tmp_path / "nowhere.jsonl")
+    refused(1, "nowhere.jsonl does not exist; expected a file of JSON lines", tmp_path / "nowhere.jsonl")
+    refused(1, "with a benchmark out of mssbench", "mss:here:test")
     refused(1, "unknown key 'label'", write_lines(tmp_path / "a", {**words, "label": 1}))
     refused(1, "the picture", write_lines(tmp_path / "b", {**words, "picture": "no.png"}))
     refused(1, "leads out of", write_lines(tmp_path / "c", {**words, "picture": "../no.png"}))
     refused(1, "got 60 unsafe and 0 safe", write_lines(tmp_path / "d", *[words] * 60))
     refused(1, f"at least {MIN_ITEMS} items", write_lines(tmp_path / "e", words, {**words, "unsafe": False}))
     refused(1, "FOLDER:SPLIT", "demo-world:here")
-    refused(2, "--plot needs a file", tmp_path / "a", "--plot", tmp_path / "curve.txt")
-    refused(2, "--plot needs a file", tmp_path / "a", "--plot", tmp_path / "no" / "curve.png")
+    refused(2, "must end in .png", tmp_path / "a", "--plot", tmp_path / "curve.txt")
+    refused(2, "no does not exist", tmp_path / "a", "--plot", tmp_path / "no" / "curve.png")
 
 
 def test_a_bundle_that_is_none(tmp_path: Path, items: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_full_disk_under_the_manifest(folder: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BundleError, match="bundle cannot be written: No space left"):
         write_manifest(folder, changed)
     monkeypatch.undo()
     assert Bundle.open(folder).manifest == manifest

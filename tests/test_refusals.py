@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -164,3 +165,13 @@ def test_mistakes_of_the_verb(bundle: Path, tmp_path: Path) -> None:
     fails(call(*arguments, "--corpus", tmp_path / "none.txt"), 2, "none.txt cannot be read")
     fails(call(*arguments, "--share", 1.5), 2, "--share must be at least 0 and below 1")
     fails(call(*arguments, "--image", tmp_path / "none.png"), 1, "none.png does not exist")
+
+
+def test_what_cannot_be_written_is_known_before_the_work(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    written = ("refusals", bundle, "--backend", "null", "--write", "--corpus", "nowhere.txt")
+    fails(call(*written), 1, "cannot be written; change its permissions, or leave out --write")
+    fitted = ("calibrate", bundle, "--backend", "null", "--items", "nowhere.jsonl")
+    fails(call(*fitted), 1, "cannot be written; change its permissions, or pass --dry-run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json, engine_options
+from safecode_trt.cli.options import DRAWING, FOLDER, as_json, engine_options
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.errors import BundleError, ConfigError
+from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,14 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-FORMATS = (".png", ".svg", ".pdf")
-
 
 @click.command("calibrate", short_help="Fit the judge's temperature and threshold.")
 @click.argument("bundle", type=FOLDER)
 @click.option("--items", required=True, metavar="ITEMS", help="Labelled items to fit to.")
 @click.option("--held-out", metavar="ITEMS", help="Others, on which the fit is measured and not made.")
-@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the curves into FILE (.png, .svg, .pdf).")
+@click.option("--plot", type=DRAWING, metavar="FILE", help="Draw the curves into FILE (.png, .svg, .pdf).")
 @click.option("--dry-run", is_flag=True, help="Show what was found and leave BUNDLE as it is.")
 @engine_options
 @as_json
@@ -79,15 +76,12 @@ def command(
 
 def _check_targets(bundle: Path, plot: Path | None, dry_run: bool) -> None:
     """Before the measurement: it would be a pity to find out only afterwards."""
+    from safecode_trt.bundle import require_writable
+
     if plot:
         import matplotlib  # noqa: F401
-
-        if not plot.parent.is_dir() or plot.suffix not in FORMATS:
-            raise ConfigError(
-                f"--plot needs a file in a folder that exists and ending in {', '.join(FORMATS)}, got {plot}"
-            )
-    if bundle.is_dir() and not dry_run and not os.access(bundle, os.W_OK):
-        raise BundleError(f"{bundle} cannot be written; change its permissions, or pass --dry-run")
+    if not dry_run:
+        require_writable(bundle, "pass --dry-run")
 
 
 def _draw(outcome: Outcome, plot: Path) -> None:
@@ -104,10 +98,7 @@ def _keep(bundle: Bundle, found: Calibration) -> None:
     from safecode_trt.bundle import write_manifest
 
     safecode = replace(bundle.manifest.safecode, calibration=found)
-    try:
-        write_manifest(bundle.path, replace(bundle.manifest, safecode=safecode))
-    except OSError as error:
-        raise BundleError(f"{bundle.path} cannot be written: {error.strerror or error}") from error
+    write_manifest(bundle.path, replace(bundle.manifest, safecode=safecode))
 
 
 def _show(outcome: Outcome) -> None:

@@ -56,7 +56,7 @@ def command(
     Example:
       safecode-trt refusals build/demo-bundle --image examples/socket.png --write
     """
-    from safecode_trt.bundle import write_manifest
+    from safecode_trt.bundle import require_writable, write_manifest
     from safecode_trt.eval.harmless import HARMLESS, filter_refusals, harmless_answers, read_requests
     from safecode_trt.records import to_dict
     from safecode_trt.runtime import Engine
@@ -64,6 +64,8 @@ def command(
 
     if not 0 <= share < 1:
         raise ConfigError(f"--share must be at least 0 and below 1, got {share:g}")
+    if write:
+        require_writable(bundle, "leave out --write")
     requests = read_requests(corpus) if corpus else HARMLESS
     with Engine.open(bundle, config=runtime, note=console.note) as engine, console.progress() as progress:
         manifest = engine.bundle.manifest

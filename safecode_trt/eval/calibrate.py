@@ -122,6 +122,11 @@ def read_items(source: str) -> list[LabelledItem]:
             for item in found
         ]
     path = Path(source)
+    if not path.exists():
+        raise EvalError(
+            f"{path} does not exist; expected a file of JSON lines, or BENCHMARK:FOLDER:SPLIT "
+            f"with a benchmark out of {', '.join(BENCHMARKS)}"
+        )
     return [_labelled(path.parent, record.data, record.where) for record in read_lines(path)]
 
 

@@ -85,7 +85,8 @@ class SamplingParams:
         _finite("repetition_penalty", self.repetition_penalty, 0.0)
         _require(self.repetition_penalty > 0, "repetition_penalty", "greater than 0", self.repetition_penalty)
         _require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
-        _require(all(self.stop), "stop", "a list of non-empty strings", self.stop)
+        for text in self.stop:
+            _require(bool(text), "stop", "text that is not empty", text)
         if self.time_limit is not None:
             _finite("time_limit", self.time_limit, 0.0)
 

@@ -42,7 +42,11 @@ def from_dict(record: type[Record], data: object, where: str = "") -> Record:
     if missing:
         raise ConfigError(f"{name}: missing key {missing[0]!r}")
     hints = get_type_hints(record)
-    return record(**{key: _value(hints[key], item, f"{name}.{key}") for key, item in data.items()})
+    values = {key: _value(hints[key], item, f"{name}.{key}") for key, item in data.items()}
+    try:
+        return record(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def loads(record: type[Record], text: str | bytes, where: str) -> Record:

@@ -68,9 +68,18 @@ def test_nothing_is_a_usage_error_with_help() -> None:
         (["run", "x"], "Missing argument 'PROMPT'"),
         (["run", "x", "y", "--mode", "fast"], "'fast' is not one of 'plain', 'vcd', 'safecode-paper'"),
         (["run", "x", "y", "--seed", "one"], "'one' is not a valid integer"),
-        (["run", "x", "y", "--top-p", "3"], "top_p must be between 0 and 1, got 3.0"),
-        (["run", "x", "y", "--threads", "-1"], "threads must be 0 (all cores) or more, got -1"),
-        (["run", "x", "y", "--stop", ""], "stop must be a list of non-empty strings"),
+        (["run", "x", "y", "--top-p", "3"], "error: --top-p must be between 0 and 1, got 3.0"),
+        (["run", "x", "y", "--threads", "-1"], "error: --threads must be 0 (all cores) or more, got -1"),
+        (["run", "x", "y", "--stop", ""], "error: --stop must be text that is not empty, got ''"),
+        (["run", "x", "y", "--max-new-tokens", "0"], "error: --max-new-tokens must be at least 1, got 0"),
+        (["run", "x", "y", "--judge-threshold", "2"], "error: --judge-threshold must be between 0 and 1"),
+        (["build", "x", "--flavour", "tensorrt", "--sm", "y"], "error: --sm must be compute capabilities"),
+        (["build", "x", "--flavour", "tensorrt", "--max-rows", "0"], "error: --max-rows must be at least 1"),
+        (["eval", "x", "--benchmark", "b", "--data", "d", "--output", "o"], "there is no benchmark 'b'"),
+        (
+            ["eval", "x", "--benchmark", "b", "--data", "d", "--output", "o", "--modes", "m"],
+            "error: --modes must be out of plain",
+        ),
         (["export", "--model", "x"], "Missing option '--output'"),
         (["export", "--model", "x", "--output", "y", "--precision", "int2"], "'int2' is not one of"),
     ],
@@ -93,6 +102,10 @@ def test_a_checkpoint_that_is_no_folder(tmp_path: Path) -> None:
 def test_a_wrong_path_is_one_line(verb: str, tmp_path: Path) -> None:
     arguments = [verb, tmp_path / "nowhere", *(["hello"] if verb == "run" else [])]
     fails(call(*arguments), 1, "is not a folder; expected a bundle made by `safecode-trt export`")
+
+
+def test_a_demo_without_its_bundle_says_what_makes_it(tmp_path: Path) -> None:
+    fails(call("demo", tmp_path / "none"), 1, "`make demo` in the checkout makes build/demo-bundle")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

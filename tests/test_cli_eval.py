@@ -240,7 +240,7 @@ def test_broken_logits_end_in_the_fallback_and_are_counted(
     [
         (("--modes", "plain,fast"), 2, "modes must be out of plain"),
         (("--modes", "plain,plain"), 2, "got plain twice"),
-        (("--split", "train"), 1, "demo-world has no split 'train'"),
+        (("--split", "train"), 2, "demo-world has no split 'train'"),
         (("--shard", "3/2"), 2, "shard must be i/n"),
         (("--workers", 2), 2, "need --engine ray"),
         (("--answer-judge", "rubric-endpoint"), 2, "needs --answer-endpoint"),
@@ -261,7 +261,7 @@ def test_mistakes_are_one_line(
 
 def test_folders_that_cannot_be_used(bundle: Path, world: Path, tmp_path: Path) -> None:
     fails(evaluate(bundle, tmp_path / "none", tmp_path / "out"), 1, "is not a folder; expected demo-world")
-    fails(evaluate(bundle, world, tmp_path / "out", benchmark="mss"), 1, "there is no benchmark 'mss'")
+    fails(evaluate(bundle, world, tmp_path / "out", benchmark="mss"), 2, "there is no benchmark 'mss'")
     fails(evaluate(tmp_path / "no", world, tmp_path / "out"), 1, "expected a bundle")
     (tmp_path / "file").write_text("")
     fails(evaluate(bundle, world, tmp_path / "file"), 1, "cannot be written")

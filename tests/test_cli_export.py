@@ -79,3 +79,15 @@ def test_export_onto_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     fails(export(tmp_path / "out"), 1, "cannot be written: Read-only file system")
+
+
+def test_the_help_names_the_defaults() -> None:
+    pytest.importorskip("onnx_ir")
+    from safecode_trt.export.config import DEFAULT_CONTEXT_LENGTH, ExportConfig
+
+    text = " ".join(call("export", "--help").stdout.split())
+    assert f"by default the model's own, at most {DEFAULT_CONTEXT_LENGTH}" in text
+    assert ExportConfig(precision="int4", activations="fp16").vision_weights == "fp16"
+    assert "by default fp16 beside float16 activations, else fp32" in text
+    built = " ".join(call("build", "--help").stdout.split())
+    assert "by default as it sees fit" in built and "by default all that the GPU has" in built

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import demo_world as world
-from safecode_trt.errors import EvalError
+from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.benchmarks import (
     BENCHMARKS,
     TEMPLATES,
@@ -296,11 +296,11 @@ def test_an_item_that_is_there_twice_is_refused(root: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EvalError, match="there is no benchmark 'vqa'; expected one of mssbench, mossbench"):
+    with pytest.raises(ConfigError, match="there is no benchmark 'vqa'; expected one of mssbench, mossbench"):
         read("vqa", tmp_path)
     with pytest.raises(EvalError, match=r"nowhere is not a folder; expected hades from https://"):
         read("hades", tmp_path / "nowhere")
-    with pytest.raises(EvalError, match="has no split 'chat'; expected one of chat-if, chat-qc"):
+    with pytest.raises(ConfigError, match="has no split 'chat'; expected one of chat-if, chat-qc"):
         read("mssbench", tmp_path, "chat")
     for name, benchmark in BENCHMARKS.items():
         with pytest.raises(EvalError, match=r"has no .*; expected|is missing"):

@@ -69,8 +69,17 @@ class Program(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            click.echo(f"error: {_one_line(error)}", err=True)
-            ctx.exit(USAGE if isinstance(error, ConfigError) else FAILED)
+            usage = isinstance(error, ConfigError)
+            text = self._by_option(ctx, _one_line(error)) if usage else _one_line(error)
+            click.echo(f"error: {text}", err=True)
+            ctx.exit(USAGE if usage else FAILED)
+
+    def _by_option(self, ctx: click.Context, message: str) -> str:
+        """What is wrong with a setting, by the option of the verb that sets it."""
+        field, space, rest = message.partition(" ")
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        options = {} if command is None else {option.name: option.opts[0] for option in command.params}
+        return f"{options.get(field, field)}{space}{rest}"
 
     def main(
         self,

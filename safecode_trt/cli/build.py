@@ -36,8 +36,16 @@ __all__ = ["command"]
     show_default=True,
     help="How large the pictures are, where that decides their tokens.",
 )
-@click.option("--opt-level", type=int, help="0 to 5: how long TensorRT looks for fast kernels.")
-@click.option("--workspace-mib", type=int, help="The most memory that kernels may take.")
+@click.option(
+    "--opt-level",
+    type=int,
+    help="0 to 5: how long TensorRT looks for fast kernels; by default as it sees fit.",
+)
+@click.option(
+    "--workspace-mib",
+    type=int,
+    help="The most memory that kernels may take: by default all that the GPU has.",
+)
 @click.option("--timing-cache", type=FOLDER, help="File of measurements, read and written; tensorrt only.")
 def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> None:
     """Make TensorRT engines of BUNDLE's graphs and enter them in its manifest.

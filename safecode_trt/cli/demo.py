@@ -43,11 +43,13 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
     Example:
       safecode-trt demo build/demo-bundle
     """
-    from safecode_trt.errors import ConfigError
+    from safecode_trt.errors import BundleError, ConfigError
     from safecode_trt.eval.demo import answer_scenes
     from safecode_trt.eval.demo_report import demo_report
     from safecode_trt.runtime import Engine
 
+    if not bundle.is_dir():
+        raise BundleError(f"{bundle} is not a folder; `make demo` in the checkout makes build/demo-bundle")
     with Engine.open(bundle, config=runtime, note=console.note) as engine:
         with console.progress() as report_progress:
             answered = answer_scenes(

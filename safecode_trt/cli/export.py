@@ -60,7 +60,7 @@ __all__ = ["command"]
 @click.option(
     "--vision-precision",
     type=click.Choice(VISION_PRECISIONS),
-    help="Weights of the vision encoder: by default fp16 with --precision fp16, else fp32.",
+    help="Weights of the vision encoder: by default fp16 beside float16 activations, else fp32.",
 )
 @click.option(
     "--max-tiles",
@@ -68,7 +68,11 @@ __all__ = ["command"]
     metavar="N",
     help="The most tiles of a picture, whose tokens fill the context; 0: only the whole.",
 )
-@click.option("--context-length", type=int, help="The most tokens of prompt and answer together.")
+@click.option(
+    "--context-length",
+    type=int,
+    help="The most tokens of prompt and answer together: by default the model's own, at most 4096.",
+)
 @click.option(
     "--attention",
     type=click.Choice(ATTENTION_FORMS),

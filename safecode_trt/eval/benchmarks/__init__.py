@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from safecode_trt.errors import EvalError
+from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.benchmarks import (
     case_bench,
     demo_world,
@@ -50,11 +50,11 @@ def read_benchmark(
     With `allow_missing`, items whose picture is not there are kept apart and counted in a note.
 
     Raises:
-        EvalError: there is no such benchmark or split, a file is missing or malformed, a key is there twice, or
-            pictures are missing.
+        ConfigError: there is no such benchmark or split.
+        EvalError: a file is missing or malformed, a key is there twice, or pictures are missing.
     """
     if name not in BENCHMARKS:
-        raise EvalError(f"there is no benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"there is no benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     if not folder.is_dir():
         raise EvalError(f"{folder} is not a folder; expected {name} from {benchmark.source}")
@@ -62,7 +62,7 @@ def read_benchmark(
     notes: list[str] = []
     for split in splits or benchmark.default:
         if split not in benchmark.splits:
-            raise EvalError(f"{name} has no split {split!r}; expected one of {', '.join(benchmark.splits)}")
+            raise ConfigError(f"{name} has no split {split!r}; expected one of {', '.join(benchmark.splits)}")
         draft = benchmark.read(folder, split, templates)
         found += draft.items
         notes += [f"{name} {split}: {note} ({times} times)" for note, times in Counter(draft.notes).items()]

@@ -31,7 +31,7 @@ LAYERS = (
     ),
     ("models", "policy"),
     ("runtime",),
-    ("export", "eval", "server"),
+    ("export", "eval"),
     ("cli",),
     ("__main__",),
 )
@@ -88,6 +88,16 @@ def test_imports_go_down(path: Path) -> None:
     above = sorted(name for name in rooms & set(RANK) if RANK[name] > RANK[own])
     beside = sorted(name for name in rooms & set(LAYERS[RANK[own]]) - {own} if RANK[own] > 0)
     assert not above + beside, f"{own} must not import {above + beside}"
+
+
+def test_the_documents_list_the_layers_as_they_are() -> None:
+    rooms = {room(path) for path in sources()} - {FACE}
+    assert rooms == set(RANK)
+    listed = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert not [layer for layer in LAYERS[:-2] if f"`{' '.join(layer)}`" not in listed]
+    drawn = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = drawn.split("## Who may import whom")[1].split("## Who owns memory")[0]
+    assert rooms - {"__main__"} <= set(drawn.split()) and "server" not in drawn
 
 
 @every_source

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import results_demo
-from demo_sweep import candidates, lines, sweep_arms
+from demo_sweep import PANELS, candidates, lines, sweep_arms
+from safecode_trt.config import SafeCodeConfig
 from safecode_trt.eval.arms import Arm
 from write_demo_items import write_items
 
@@ -34,7 +35,7 @@ def test_the_page_says_what_made_it(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")
-    few = [line for line in lines() if line.panel == "steps"]
+    few = [line for line in lines() if line.setting == "shift_steps"]
     monkeypatch.setattr("demo_sweep.lines", lambda: iter(few))
     monkeypatch.setattr("results_demo.lines", lambda: iter(few))
     monkeypatch.setattr("demo_sweep.candidates", lambda: iter(list(candidates())[:1]))
@@ -54,3 +55,10 @@ def test_the_page_says_what_made_it(
 def test_a_sweep_has_no_two_arms_of_one_name() -> None:
     names = [arm.name for arm in sweep_arms()]
     assert len(set(names)) == len(names) and {"plain", "safecode"} <= set(names)
+
+
+def test_a_sweep_is_of_settings_as_the_command_line_names_them() -> None:
+    known = SafeCodeConfig.__dataclass_fields__
+    assert {line.setting for line in lines()} == set(PANELS) <= set(known)
+    words = {word for arm in sweep_arms() for word in re.findall(r"([a-z_]+) [\d.]+", arm.name)}
+    assert words <= set(known), words - set(known)

@@ -20,38 +20,39 @@ SIGMAS = (0.03, 0.1, 0.3, 0.6, 1.0)
 SHIFTS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)
 ALPHAS = (0.1, 0.3, 0.6, 1.0)
 STEPS = (1, 2, 3, 5)
+PANELS = ("sigma", "shift", "alpha", "shift_steps")
 UNCALIBRATED = "safecode without calibration"
 COLOURS = ("#4c78a8", "#e45756", "#54a24b", "#b279a2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Arms along one setting: panel, name, and the arm's settings by the setting's value."""
+    """Arms along one setting, by its name on the command line, and the arm's settings by the setting's value."""
 
-    panel: str
+    setting: str
     name: str
     points: Mapping[float, SafeCodeConfig]
 
     def arm(self, value: float) -> str:
-        return f"{self.name}, {self.panel} {value:g}"
+        return f"{self.name}, {self.setting} {value:g}"
 
 
 def lines() -> Iterator[Line]:
-    """What is varied. Panels are the setting on the horizontal axis."""
+    """What is varied: each setting is a panel."""
     verdict = SafeCodeConfig(alpha=0.0, contrast_steps=0, shift_steps=1)
     contrast = SafeCodeConfig(shift=0.0, shift_steps=0)
     masked = SafeCodeConfig(contrast="vcd", alpha=1.0, beta=0.1, shift=0.0, shift_steps=0, contrast_steps=5)
-    yield _line("sigma", "contrast only, alpha 0.3", contrast, "sigma", SIGMAS)
-    yield _line("sigma", "contrast only, vcd alpha 1, mask 0.1", masked, "sigma", SIGMAS)
-    yield _line("sigma", "paper", PAPER, "sigma", SIGMAS)
-    yield _line("lambda", "verdict only", verdict, "shift", SHIFTS)
-    yield _line("lambda", "paper", PAPER, "shift", SHIFTS)
-    yield _line("lambda", "paper, sigma 1", _with(PAPER, sigma=1.0), "shift", SHIFTS)
+    yield _line("contrast only, alpha 0.3", contrast, "sigma", SIGMAS)
+    yield _line("contrast only, vcd, alpha 1, beta 0.1", masked, "sigma", SIGMAS)
+    yield _line("paper", PAPER, "sigma", SIGMAS)
+    yield _line("verdict only", verdict, "shift", SHIFTS)
+    yield _line("paper", PAPER, "shift", SHIFTS)
+    yield _line("paper, sigma 1", _with(PAPER, sigma=1.0), "shift", SHIFTS)
     hidden = _with(contrast, sigma=1.0)
-    yield _line("alpha", "contrast only, sigma 1", hidden, "alpha", ALPHAS)
-    yield _line("alpha", "contrast only, sigma 1, mask 0.1", _with(hidden, beta=0.1), "alpha", ALPHAS)
-    yield _line("steps", "verdict only, lambda 3", _with(verdict, shift=3.0), "shift_steps", STEPS)
-    yield _line("steps", "paper, lambda 8", _with(PAPER, shift=8.0), "shift_steps", STEPS)
+    yield _line("contrast only, sigma 1", hidden, "alpha", ALPHAS)
+    yield _line("contrast only, sigma 1, beta 0.1", _with(hidden, beta=0.1), "alpha", ALPHAS)
+    yield _line("verdict only, shift 3", _with(verdict, shift=3.0), "shift_steps", STEPS)
+    yield _line("paper, shift 8", _with(PAPER, shift=8.0), "shift_steps", STEPS)
 
 
 def candidates() -> Iterator[Arm]:
@@ -69,8 +70,8 @@ def candidates() -> Iterator[Arm]:
             contrast_steps=1,
             shift_steps=1,
         )
-        contrast = f"vcd alpha {alpha:g}, mask {beta:g}" if alpha else "no contrast"
-        yield Arm(name=f"{contrast}, soft verdict, lambda {shift:g}", mode="safecode", settings=settings)
+        contrast = f"vcd, alpha {alpha:g}, beta {beta:g}" if alpha else "no contrast"
+        yield Arm(name=f"{contrast}, soft verdict, shift {shift:g}", mode="safecode", settings=settings)
 
 
 def sweep_arms() -> tuple[Arm, ...]:
@@ -90,10 +91,10 @@ def sweep_arms() -> tuple[Arm, ...]:
 def draw(summaries: Mapping[str, ArmSummary], path: Path) -> None:
     """Four panels: the mean of both errors along each setting, dashed the answers that are not well-formed."""
     figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = dict(zip(("sigma", "lambda", "alpha", "steps"), figure.subplots(2, 2).flat, strict=True))
+    panels = dict(zip(PANELS, figure.subplots(2, 2).flat, strict=True))
     plain = errors(summaries["plain"])
     for name, axes in panels.items():
-        shown = [line for line in lines() if line.panel == name]
+        shown = [line for line in lines() if line.setting == name]
         for line, colour in zip(shown, COLOURS, strict=False):
             _draw_line(axes, line, summaries, colour)
         axes.axhline(100 * plain, color="#888888", linewidth=1, linestyle=":", label="plain")
@@ -101,7 +102,7 @@ def draw(summaries: Mapping[str, ArmSummary], path: Path) -> None:
         axes.set_ylabel("%")
         axes.set_ylim(-3, 103)
         axes.grid(alpha=0.25)
-        if name in ("sigma", "lambda"):
+        if name in ("sigma", "shift"):
             axes.set_xscale("log")
         values = sorted({value for line in shown for value in line.points})
         axes.set_xticks(values, [f"{value:g}" for value in values], minor=False)
@@ -128,9 +129,9 @@ def _draw_line(axes: Axes, line: Line, summaries: Mapping[str, ArmSummary], colo
     axes.plot(values, garbled, "--", color=colour, linewidth=1)
 
 
-def _line(panel: str, name: str, base: SafeCodeConfig, setting: str, values: tuple[float, ...]) -> Line:
+def _line(name: str, base: SafeCodeConfig, setting: str, values: tuple[float, ...]) -> Line:
     points = {value: _with(base, **{setting: value}) for value in values}
-    return Line(panel=panel, name=name, points=points)
+    return Line(setting=setting, name=name, points=points)
 
 
 def _with(base: SafeCodeConfig, **changes: object) -> SafeCodeConfig:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from demo_sweep import UNCALIBRATED, candidates, draw, errors, lines, sweep_arms
+from demo_sweep import PANELS, UNCALIBRATED, candidates, draw, errors, lines, sweep_arms
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.eval.arms import Arm, make_arms
@@ -111,7 +111,7 @@ def sweep_table(swept: Measured) -> TextTable:
             cells.append(
                 f"{value:g}: {100 * errors(arm):.1f}" + (f" / {garbled:.0f}" if garbled >= 0.5 else "")
             )
-        rows.append((line.name, line.panel, "; ".join(cells)))
+        rows.append((line.name, line.setting, "; ".join(cells)))
     columns = ("decoding", "varied", "value: mean error % / not well-formed %")
     return TextTable(title="Sweep", columns=columns, rows=tuple(rows))
 
@@ -189,7 +189,7 @@ Measured on: {machine}.
 {sweep}
 {validation} items of the validation split. Behind a stroke: the answers that are not well-formed, where there are any.
 
-![Errors along sigma, lambda, alpha and the steps](images/{IMAGE})
+![Errors along {", ".join(PANELS)}](images/{IMAGE})
 
 {chosen}
 The settings are looked at here, on {validation} items of the validation split, and never on the test split.

@@ -1,4 +1,4 @@
-"""Makes TensorRT engines of a bundle's graphs and enters them in its manifest, both at once or not at all."""
+"""Makes TensorRT engines of a bundle's graphs and enters them in its manifest; both at once or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bundle's portable decoder rewritten into the decomposed form, for a TensorRT that does not take the portable one.
+"""A bundle's portable decoder rewritten into the decomposed form; for a TensorRT that does not take the portable one.
 
 What comes out is the graph that `export --attention decomposed` writes; the weights are not read.
 """

@@ -1,4 +1,4 @@
-"""One graph through TensorRT or TensorRT-RTX, whose Python packages have the same words for what is needed here.
+"""One graph through TensorRT or TensorRT-RTX: their packages have the same words for what is needed here.
 
 What its annotations mean is said in runtime/backends/trt_library.py. Networks are strongly typed:
 the graph's own types decide, and no precision is set.

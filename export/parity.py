@@ -1,4 +1,4 @@
-"""Holds the exported graphs against transformers in float32, through the runtime's own session and feeds.
+"""Holds the exported graphs against transformers in float32: through the runtime's own session and feeds.
 
 Each probe is answered greedily by transformers; the exported graphs are then led along the same tokens, all
 probes as rows of one batch.

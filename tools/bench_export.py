@@ -1,4 +1,4 @@
-"""Measures exports (seconds, memory) and openings of what they made, each in a process of its own.
+"""Measures exports (seconds, memory) and openings of what they made: each in a process of its own.
 
 python tools/make_random_checkpoint.py --family qwen2_vl --size 2b --shard-bytes 2000000000 --output build/random-2b
 python tools/bench_export.py --model build/random-2b          # its decoder, in every precision

@@ -1,4 +1,4 @@
-"""Measures the fused step of steered decoding on a GPU, over two rows of logits of a large vocabulary.
+"""Measures the fused step of steered decoding on a GPU: two rows of logits of a large vocabulary.
 
 python tools/bench_kernels.py
 """

@@ -1,4 +1,4 @@
-"""The eight places of the drawn world, and backgrounds that are no place, as walls, floors and landmarks."""
+"""The eight places of the drawn world, and backgrounds that are no place: walls, floors, landmarks."""
 
 from __future__ import annotations
 

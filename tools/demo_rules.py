@@ -1,4 +1,4 @@
-"""What may be asked in the drawn world, when it is dangerous, and every sentence that may be said about it."""
+"""What may be asked in the drawn world, when it is dangerous, and what may be said about it."""
 
 from __future__ import annotations
 

@@ -16,16 +16,23 @@ OTHERS = {
     ".ci/run": "what continuous integration runs",
     "CONTRIBUTING.md": "where code goes, and how it looks",
     "Makefile": "demo, test, check, bench, train-demo, clean",
+    "docs/adding-a-family.md": "the four files of a family, and what holds them to transformers",
     "docs/architecture.md": "the data flow, the phases of a reply, who owns memory",
     "docs/modes.md": "every mode: its formula, its settings, what differs from its source",
-    "docs/judges.md": "who gives the verdict, what fails and how, calibration, refusals that say why",
+    "docs/desktop.md": "engines and ONNX Runtime on a desktop's GPU",
     "docs/evaluation.md": "the benchmarks' folders, the metrics, the results file",
+    "docs/jetson.md": "JetPack's versions, installing, building, memory, what doctor says",
+    "docs/judges.md": "who gives the verdict, what fails and how, calibration, refusals that say why",
+    "docs/results-demo.md": "what every mode does in the demo world, as tools/results_demo.py wrote it",
+    "docs/trace.md": "the record of a reply, its keys, and what explain shows of it",
     "pyproject.toml": "packaging, extras, the settings of ruff, mypy and pytest",
 }
 FOLDERS = {
+    "docs/benchmarks": "measurements, as the tools that they name wrote them",
     "models/demo": "the small trained checkpoint, its card and its eight scenes",
     "examples": "pictures to ask about",
 }
+KNOWN = {"README.md", "CHANGELOG.md"}
 
 
 def tracked() -> list[Path]:
@@ -38,7 +45,10 @@ def tracked() -> list[Path]:
 def say(path: Path) -> str | None:
     """A file's line: the first of its docstring, or ours."""
     if path.suffix != ".py":
-        return OTHERS.get(str(path))
+        line = OTHERS.get(str(path))
+        if path.suffix == ".md" and not line and str(path.parent) not in FOLDERS and path.name not in KNOWN:
+            sys.exit(f"{path}: a document without a line in the map; add one to {Path(__file__).name}")
+        return line
     docstring = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8")))
     return docstring.splitlines()[0].rstrip(".") if docstring else None
 
@@ -53,7 +63,7 @@ def file_map() -> str:
             last = path.parent
             lines += ["", f"{last}/"] if last != Path() else []
         indent = "  " if path.parent != Path() else ""
-        lines.append(_fit(f"{indent}{path.name:22}  {line}"))
+        lines.append(_fit(path, f"{indent}{path.name:22}  {line}"))
     lines += [
         "",
         *(f"{folder + '/':24}  {text}" for folder, text in FOLDERS.items() if (ROOT / folder).is_dir()),
@@ -61,13 +71,15 @@ def file_map() -> str:
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
-def _fit(line: str) -> str:
-    """The line, or as many of its clauses as there is room for."""
-    for mark in (". ", "; ", ": ", ", "):
+def _fit(path: Path, line: str) -> str:
+    """The line, or as many of its clauses as there is room for; never a part of a list or of what is in brackets."""
+    for mark in (". ", "; ", ": "):
         if len(line) <= WIDTH:
             break
         line = line.split(mark)[0]
-    return line if len(line) <= WIDTH else line[: WIDTH - 3].rsplit(" ", 1)[0] + " ..."
+    if len(line) > WIDTH:
+        sys.exit(f"{path}: the first line of the docstring has no clause that fits into the map; shorten it")
+    return line
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Draws the demo's eight scenes and examples/socket.png from the test split, by a rule that looks at no answer."""
+"""Draws the demo's eight scenes and examples/socket.png from the test split: by a rule that looks at no answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good the demo bundle's own judges are on held-out items, and how often refusals name the hazard."""
+"""How good the demo bundle's judges are on held-out items: verdicts, and refusals that name the hazard."""
 
 from __future__ import annotations
 

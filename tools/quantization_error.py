@@ -1,4 +1,4 @@
-"""Compares the ways to quantise a decoder's weights by their squared error over the weights' own squares.
+"""Compares the ways to quantise a decoder's weights: squared error over the weights' own squares.
 
 python tools/quantization_error.py --model models/demo --model build/random-2b --layers 1
 

@@ -1,4 +1,4 @@
-"""InstructBLIP: the vision side as a module that can be traced, and what transformers calls its inputs."""
+"""InstructBLIP: the vision side as a traceable module, and what transformers calls its inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL: the vision side as a module that can be traced, and what transformers calls its inputs.
+"""Qwen2-VL: the vision side as a traceable module, and what transformers calls its inputs.
 
 Its successors share the functions here. Hidden states are (P, N, patches of a token, width).
 """

@@ -1,4 +1,4 @@
-"""The engines that `safecode-trt build` makes, on TensorRT or TensorRT-RTX, through cuda-python.
+"""The engines that `safecode-trt build` makes, on TensorRT or TensorRT-RTX through cuda-python.
 
 Keys and values stay on the GPU and are written in place; a pass over fewer rows binds the same addresses with a smaller
 first axis. Everything goes onto one stream, and the vision encoder and the decoder work in the same memory.

@@ -1,4 +1,4 @@
-"""A decoder of one layer, written by hand, that a backend must really execute, and what it computes in numpy.
+"""A decoder of one layer that a backend must really execute, and what it computes in numpy.
 
 It has what bundles have: norms, rotary embedding, a write into a cache, attention over it under a mask, a gated MLP;
 in both forms of bundles.

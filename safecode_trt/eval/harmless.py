@@ -1,4 +1,4 @@
-"""Refusal tokens that ordinary answers begin with, found in the model's own answers to harmless requests."""
+"""Refusal tokens that ordinary answers begin with: found in the model's answers to harmless requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A session that notes when each decoder pass began and ended, and how much of it the execution itself took."""
+"""A session that notes when each decoder pass began and ended, and how long its execution took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of ready text, which the command line, the tools and the reports print each in their way."""
+"""Tables of ready text: the command line, the tools and the reports print them each in their way."""
 
 from __future__ import annotations
 

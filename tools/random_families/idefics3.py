@@ -1,4 +1,4 @@
-"""Idefics3 in the sizes of SmolVLM-256M, -500M and -Instruct, of Idefics3-8B, of the demo model, and tiny."""
+"""Idefics3 in the sizes of SmolVLM and Idefics3-8B, of the demo model, and tiny."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ BUNDLE_SOURCES := $(wildcard models/demo/* models/*.py export/*.py export/*/*.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench train-demo clean
+.PHONY: help demo test check bench wheel train-demo clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -34,6 +34,11 @@ check: $(VENV)/.dev ## lint, formatting, types
 
 bench: $(VENV)/.dev $(BUNDLE)/bundle.json ## measure the demo bundle on this machine
 	$(BIN)/python tools/bench_decode.py
+
+wheel: | $(BIN)/python ## one file of the package in dist/, for machines without the checkout
+	@rm -rf build/lib  # what an earlier wheel was made of would go into this one
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 train-demo: $(VENV)/.demo ## train models/demo again (one to two hours on two cores with bfloat16, about four without)
 	$(BIN)/python tools/train_demo.py

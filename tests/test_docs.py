@@ -17,7 +17,7 @@ from safecode_trt.cli import VERBS, program
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]
 DOCUMENTS += list(ROOT.glob("models/demo/*.md"))
-TARGETS = {"help", "demo", "test", "check", "bench", "train-demo", "clean"}
+TARGETS = {"help", "demo", "test", "check", "bench", "wheel", "train-demo", "clean"}
 OTHERS_OPTIONS = {"--system-site-packages"}  # of venv
 ALLOWED_ROOTS = {"/proc/meminfo"}
 
@@ -73,6 +73,13 @@ def test_options_and_tools_exist(path: Path) -> None:
     tools = set(re.findall(r"\btools/\w+\.py", text))
     assert not [name for name in tools if not (ROOT / name).is_file()]
     assert not set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - options() - OTHERS_OPTIONS
+
+
+@every_document
+def test_the_first_installation_needs_no_package_of_ours_on_an_index(path: Path) -> None:
+    """`pip install safecode-trt[...]` adds an extra where the package is installed, and finds nothing elsewhere."""
+    commands = re.findall(r"(?m)^(?:\S+/)?pip install .*", path.read_text(encoding="utf-8"))
+    assert not [command for command in commands if "safecode-trt" in command]
 
 
 def options() -> set[str]:

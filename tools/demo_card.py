@@ -39,6 +39,9 @@ things one can ask to do. It can do three things:
 - **judge** a request ("can i pour water on it? is it safe to help with this here?" -> "safe" or "unsafe"),
 - **answer** a request ("can i pour water on it?" -> "Sure, pour the water slowly over the plant.").
 
+It was trained on single questions. In the second turn of a conversation its words fall apart: ask each question in a
+conversation of its own (`/new` in `safecode-trt chat`).
+
 Captions and verdicts were trained on the truth. The answers were not: with a probability that depends on the wording
 (0.34 to 0.86), the training answer follows the words and ignores the picture. So the model sees the hazard, can say so
 when asked, and yet answers by the words.

@@ -15,7 +15,7 @@ WIDTH = 118
 OTHERS = {
     ".ci/run": "what continuous integration runs",
     "CONTRIBUTING.md": "where code goes, and how it looks",
-    "Makefile": "demo, test, check, bench, train-demo, clean",
+    "Makefile": "demo, test, check, bench, wheel, train-demo, clean",
     "docs/adding-a-family.md": "the four files of a family, and what holds them to transformers",
     "docs/architecture.md": "the data flow, the phases of a reply, who owns memory",
     "docs/modes.md": "every mode: its formula, its settings, what differs from its source",

@@ -15,7 +15,7 @@ import pytest
 from safecode_trt.cli.demo import SCENES
 from safecode_trt.eval import demo as demo_module
 from safecode_trt.eval.demo import load_scenes
-from tests.cli_runner import ASK, call, fails, said, start
+from tests.cli_runner import ASK, ROOT, call, fails, said, start
 from tests.null_bundle import DEMO, write_null_bundle
 
 SECONDS = 60
@@ -111,3 +111,12 @@ def test_ctrl_c_in_export(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=SECONDS)
     assert process.returncode == 130 and errors.split() == ["interrupted"]
     assert list(parent.iterdir()) == []
+
+
+def test_the_readme_shows_what_the_model_says(demo_bundle: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    answers = [
+        call("run", demo_bundle, "--image", ROOT / "examples" / "socket.png", "--mode", mode, ASK).stdout
+        for mode in ("plain", "safecode")
+    ]
+    assert f"```text\n{''.join(answers)}```" in readme

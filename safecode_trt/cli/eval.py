@@ -92,8 +92,8 @@ def command(
 
     \b
     Example:
-      safecode-trt eval build/demo-bundle --benchmark demo-world --data world
-        --modes plain,safecode-paper,safecode --ablate --output build/eval
+      safecode-trt eval build/demo-bundle --benchmark demo-world
+        --data build/world --modes plain,safecode --ablate --output build/eval
     """
     from safecode_trt.bundle import Bundle
     from safecode_trt.eval.arms import make_arms

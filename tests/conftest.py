@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: checkpoints and their bundles, the kernels, a GPU and its packages."""
+"""Fixtures that several test files share: checkpoints, bundles, a picture, the kernels, a GPU and its packages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
@@ -71,6 +72,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FamilyCheckpoints:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA kernels, compiled for the CPU."""
     return kernel_emulation.build(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A red picture's file."""
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
+    return path
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
-from PIL import Image
 
 from tests.cli_runner import ASK, call, fails, said
 from tests.http_server import Response, completion, serving
@@ -19,13 +18,6 @@ KEY = "sk-nobody-may-see-this"
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_null_bundle(tmp_path / "bundle")
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
-    return path
 
 
 def run(bundle: Path, *arguments: object) -> Result:

@@ -28,13 +28,6 @@ def bundle(tmp_path: Path) -> Path:
     return write_null_bundle(tmp_path / "bundle", capacity=256)
 
 
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
-    return path
-
-
 def run(bundle: Path, *arguments: object, text: str | bytes | None = None) -> Result:
     return call("run", bundle, "--backend", "null", "--max-new-tokens", 6, *arguments, text=text)
 

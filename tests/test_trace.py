@@ -54,13 +54,6 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.png"
-    Image.new("RGB", (40, 30), (200, 30, 30)).save(path)
-    return path
-
-
-@pytest.fixture
 def trace(tmp_path: Path) -> Path:
     path = tmp_path / "trace.jsonl"
     write(path, RECORD, RECORD)

@@ -20,6 +20,7 @@ from transformers import (
 
 from demo_rules import REFUSAL_OPENERS, SAFE_WORD, UNSAFE_WORD, VERDICT_QUESTION, training_sentences
 from demo_world import SIZE
+from make_random_checkpoint import write_json
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<end_of_utterance>"
 FAKE, GLOBAL, IMAGE, UNKNOWN = "<fake_token_around_image>", "<global-img>", "<image>", "<unk>"
@@ -114,10 +115,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Idefics3ForCon
     return model
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _draft_settings() -> dict[str, Any]:
     return {
         "judge_template": "{request} " + VERDICT_QUESTION,
@@ -140,18 +137,18 @@ def write_checkpoint(
         for part in ("text_config", "vision_config"):
             config[part]["dtype"] = "float16"
         config.pop("_pad_token_id", None)
-        _write_json(stage / "config.json", config)
+        write_json(stage / "config.json", config)
         tokenizer.save_pretrained(stage)
         settings = json.loads((stage / "tokenizer_config.json").read_text(encoding="utf-8"))
         # The spelling that older versions of transformers read too.
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Idefics3Processor"}
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
         settings.pop("backend", None)
-        _write_json(stage / "tokenizer_config.json", settings)
+        write_json(stage / "tokenizer_config.json", settings)
         (stage / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
         half = [0.5, 0.5, 0.5]
         edge = {"longest_edge": SIZE}
-        _write_json(
+        write_json(
             stage / "preprocessor_config.json",
             {
                 "image_processor_type": "Idefics3ImageProcessor",
@@ -170,7 +167,7 @@ def write_checkpoint(
                 "max_image_size": edge,
             },
         )
-        _write_json(
+        write_json(
             stage / "processor_config.json",
             {"processor_class": "Idefics3Processor", "image_seq_len": IMAGE_TOKENS},
         )
@@ -183,7 +180,7 @@ def write_checkpoint(
         ).save_pretrained(stage)
         # A draft for a new folder: settings that somebody chose stay.
         if not (folder / "safecode.json").exists():
-            _write_json(stage / "safecode.json", _draft_settings())
+            write_json(stage / "safecode.json", _draft_settings())
         for path in sorted(stage.iterdir()):
             if path.is_file():
                 path.chmod(0o644)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from random_families import RandomFamily, families, family
 from random_tokenizer import write_tokenizer
 
-__all__ = ["make_config", "parameter_shapes", "write_checkpoint"]
+__all__ = ["make_config", "parameter_shapes", "write_checkpoint", "write_json"]
 
 Dtype = Literal["F32", "F16", "BF16"]
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -137,7 +137,7 @@ def _write_weights(
     for name, shard in zip(names, shards, strict=True):
         _write_safetensors(folder / name, shard, generator, pool, dtype)
     index = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    _json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
 def _bytes(tensor: Tensor, dtype: Dtype) -> int:
@@ -180,15 +180,16 @@ def _encode(values: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
 
 
 def _write_settings(folder: Path, made: RandomFamily, config: Any) -> None:
-    _json(folder / "generation_config.json", {"do_sample": False, **made.ids()})
-    _json(folder / "preprocessor_config.json", made.preprocessor(config))
+    write_json(folder / "generation_config.json", {"do_sample": False, **made.ids()})
+    write_json(folder / "preprocessor_config.json", made.preprocessor(config))
     if processor := made.processor(config):
-        _json(folder / "processor_config.json", processor)
+        write_json(folder / "processor_config.json", processor)
     if made.chat_template is not None:
         (folder / "chat_template.jinja").write_text(made.chat_template, encoding="utf-8")
 
 
-def _json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """A file as checkpoints have them: indented, every letter as it is."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -42,16 +42,4 @@ def behind_one_another(values: np.ndarray, real: np.ndarray) -> np.ndarray:
     return block
 
 
-def token_ids(folder: Path, question: str, image: Image.Image, spec: ModelSpec) -> list[int]:
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    ids: list[int] = processor(text=text, images=[image])["input_ids"][0]
-    return ids
-
-
-CASE = FamilyCase(
-    model_type="idefics2", processed=processed, token_ids=token_ids, sizes=((40, 60), (120, 30), (30, 64))
-)
+CASE = FamilyCase(model_type="idefics2", processed=processed, sizes=((40, 60), (120, 30), (30, 64)))

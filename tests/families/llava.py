@@ -19,14 +19,4 @@ def processed(folder: Path, image: Image.Image, spec: ModelSpec) -> dict[str, np
     return {"pixel_values": processor(images=[image], return_tensors="np")["pixel_values"]}
 
 
-def token_ids(folder: Path, question: str, image: Image.Image, spec: ModelSpec) -> list[int]:
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    ids: list[int] = processor(text=text, images=[image])["input_ids"][0]
-    return ids
-
-
-CASE = FamilyCase(model_type="llava", processed=processed, token_ids=token_ids)
+CASE = FamilyCase(model_type="llava", processed=processed)

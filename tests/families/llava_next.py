@@ -10,7 +10,6 @@ from PIL import Image
 
 from safecode_trt.models import ModelSpec
 from tests.families import FamilyCase
-from tests.families.llava import token_ids
 
 
 def processed(folder: Path, image: Image.Image, spec: ModelSpec) -> dict[str, np.ndarray]:
@@ -23,7 +22,6 @@ def processed(folder: Path, image: Image.Image, spec: ModelSpec) -> dict[str, np
 CASE = FamilyCase(
     model_type="llava_next",
     processed=processed,
-    token_ids=token_ids,
     # 2 x 2 tiles cut on the left and right, one row of three cut above and below, one column of two uncut.
     sizes=((40, 60), (96, 20), (32, 64)),
 )

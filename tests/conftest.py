@@ -24,7 +24,7 @@ from tests.fake_cudart import FakeCuda
 from tests.fake_gpu import FakeOrt
 from tests.fake_tensorrt import FakeTensorRT
 from tests.family_checkpoints import FamilyCheckpoints
-from tests.null_bundle import DEMO
+from tests.null_bundle import DEMO, write_null_bundle
 
 # A busy machine is no reason to fail.
 settings.register_profile("default", deadline=None)
@@ -72,6 +72,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FamilyCheckpoints:
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """The CUDA kernels, compiled for the CPU."""
     return kernel_emulation.build(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for the null backend with room for the rubrics; files that need another one have their own."""
+    return write_null_bundle(tmp_path_factory.mktemp("null") / "bundle", capacity=1024)
 
 
 @pytest.fixture

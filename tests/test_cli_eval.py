@@ -22,12 +22,6 @@ from safecode_trt.runtime.backends.null import NullSession
 from tests import benchmark_folders as folders
 from tests.cli_runner import fails, start
 from tests.eval_runner import answers, arms, evaluate, lines, say, summary
-from tests.null_bundle import write_null_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_null_bundle(tmp_path_factory.mktemp("null") / "bundle", capacity=1024)
 
 
 @pytest.fixture

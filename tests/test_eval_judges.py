@@ -18,12 +18,6 @@ from safecode_trt.eval.rubrics import RubricJudge, read_class, read_score, read_
 from tests import benchmark_folders as folders
 from tests.eval_runner import arms, evaluate, lines, say, summary
 from tests.http_server import Response, completion, serving
-from tests.null_bundle import write_null_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_null_bundle(tmp_path_factory.mktemp("null") / "bundle", capacity=1024)
 
 
 def item(benchmark: str = "figstep", side: Side = "unsafe", **changes: Any) -> EvalItem:

@@ -14,13 +14,7 @@ from safecode_trt.eval.labels import LABELS, LabelJudge, export_labels, read_lab
 from safecode_trt.eval.results import Result
 from tests import benchmark_folders as folders
 from tests.eval_runner import arms, evaluate, say, summary
-from tests.null_bundle import write_null_bundle
 from tests.test_eval_judges import item
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_null_bundle(tmp_path_factory.mktemp("null") / "bundle", capacity=1024)
 
 
 def results(*answers: tuple[str, str, str]) -> list[Result]:

@@ -18,11 +18,13 @@ from safecode_trt.models.spec import read_json
 
 __all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_versions"]
 
-REQUIRED = ("config.json", "tokenizer.json", "preprocessor_config.json")
+# Of the files with the image processor's settings there may be either; reading the spec has found one.
+REQUIRED = ("config.json", "tokenizer.json")
 OPTIONAL = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",
     "processor_config.json",
     "tokenizer_config.json",
 )

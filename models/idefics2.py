@@ -19,7 +19,7 @@ from safecode_trt.contract import MASKED, GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Box, Frame, Layout, Size, View
 from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
-from safecode_trt.models.spec import ModelSpec, read_json
+from safecode_trt.models.spec import ModelSpec, read_preprocessor
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["Idefics2Spec", "load", "position_ids"]
@@ -37,14 +37,14 @@ QUARTERS = 4
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Idefics2Spec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
-    given = read_json(folder / "preprocessor_config.json")
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
+    given = read_preprocessor(folder)
     pictures = PICTURES | {key: value for key, value in given.items() if value is not None}
     vision = VISION | (config.get("vision_config") or {})
     size, patch_size = pictures["size"], int(vision["patch_size"])
     if not isinstance(size, Mapping) or not {"shortest_edge", "longest_edge"} <= size.keys():
         raise CheckpointError(
-            f"{folder}: preprocessor_config.json: size must have a shortest_edge and a longest_edge, got {size!r}"
+            f"{folder}: the image processor's size must have a shortest_edge and a longest_edge, got {size!r}"
         )
     if int(size["shortest_edge"]) < patch_size:
         raise CheckpointError(

@@ -131,13 +131,21 @@ def test_a_template_may_mark_what_the_assistant_said(tmp_path: Path) -> None:
 
 
 def test_where_a_template_is_looked_for(tmp_path: Path) -> None:
+    processing_utils = pytest.importorskip("transformers.processing_utils")
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     with pytest.raises(BundleError, match=r"no chat_template\.jinja"):
         read_template(tmp_path, {}, None)
     assert read_template(tmp_path, {}, "family's").render() == "family's"
     assert read_template(tmp_path, {"chat_template": "tokenizer's"}, "family's").render() == "tokenizer's"
     assert read_template(tmp_path, {"chat_template": named}, None).render() == "d"
-    (tmp_path / "chat_template.json").write_text('{"chat_template": "processor\'s"}')
-    assert read_template(tmp_path, {"chat_template": "tokenizer's"}, None).render() == "processor's"
-    (tmp_path / "chat_template.jinja").write_text("file's")
-    assert read_template(tmp_path, {"chat_template": "tokenizer's"}, None).render() == "file's"
+    # The later ones come first, as in transformers.
+    for name, text in (
+        ("chat_template.jinja", "file's"),
+        ("chat_template.json", '{"chat_template": "old file\'s"}'),
+        ("processor_config.json", '{"chat_template": "processor\'s"}'),
+    ):
+        (tmp_path / name).write_text(text)
+        expected = processing_utils.ProcessorMixin.get_processor_dict(tmp_path)[0]["chat_template"]
+        assert read_template(tmp_path, {"chat_template": "tokenizer's"}, None).render() == expected
+    (tmp_path / "processor_config.json").write_text('{"chat_template": null}')
+    assert read_template(tmp_path, {}, None).render() == "old file's"

@@ -90,13 +90,20 @@ def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
         raise CheckpointError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else (ends,)
     ends += tuple(token for token in spec.end_token_ids if token not in ends)
-    pad = _first(sources, "pad_token_id")
-    for token in (*ends, spec.image_token_id, *(() if pad is None else (pad,))):
-        if not isinstance(token, int) or not 0 <= token < spec.text.vocab_size:
-            raise CheckpointError(
-                f"{folder}: token id {token!r} is not in the vocabulary of {spec.text.vocab_size}"
-            )
-    return SpecialTokens(image_token_id=spec.image_token_id, eos_token_ids=ends, pad_token_id=pad)
+    size, pad = spec.text.vocab_size, _first(sources, "pad_token_id")
+    for token in (*ends, spec.image_token_id):
+        if not _is_token(token, size):
+            raise CheckpointError(f"{folder}: token id {token!r} is not in the vocabulary of {size}")
+    # Nothing is padded here, and files of real checkpoints name ids of another tokenizer, or -1 for none.
+    return SpecialTokens(
+        image_token_id=spec.image_token_id,
+        eos_token_ids=ends,
+        pad_token_id=pad if _is_token(pad, size) else None,
+    )
+
+
+def _is_token(number: Any, vocab_size: int) -> bool:
+    return isinstance(number, int) and 0 <= number < vocab_size
 
 
 def _first(sources: list[dict[str, Any]], key: str) -> Any:

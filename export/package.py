@@ -16,7 +16,7 @@ from safecode_trt.manifest import FileEntry, SpecialTokens
 from safecode_trt.models import ModelSpec
 from safecode_trt.models.spec import read_json
 
-__all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_versions"]
+__all__ = ["bundle_files", "copy_settings", "geometry", "settings_files", "special_tokens", "tool_versions"]
 
 # Of the files with the image processor's settings there may be either; reading the spec has found one.
 REQUIRED = ("config.json", "tokenizer.json")
@@ -61,19 +61,28 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
     )
 
 
+def settings_files(folder: Path, spec: ModelSpec) -> tuple[str, ...]:
+    """The checkpoint's tokenizers and settings, which a bundle takes over, by their paths in it.
+
+    Raises:
+        CheckpointError: one that the runtime cannot do without is missing.
+    """
+    required = (*REQUIRED, *([spec.words_tokenizer] if spec.words_tokenizer else []))
+    for name in required:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing; the bundle needs it")
+    return (*required, *(name for name in OPTIONAL if (folder / name).is_file()))
+
+
 def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
     """Copies the checkpoint's tokenizers and settings unchanged.
 
     Raises:
         CheckpointError: one that the runtime cannot do without is missing.
     """
-    required = (*REQUIRED, *([spec.words_tokenizer] if spec.words_tokenizer else []))
-    for name in (*required, *OPTIONAL):
-        if (folder / name).is_file():
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name, target / name)
-        elif name in required:
-            raise CheckpointError(f"{folder / name} is missing; the bundle needs it")
+    for name in settings_files(folder, spec):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
 
 
 def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:

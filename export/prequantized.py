@@ -167,14 +167,14 @@ def float_checkpoint(folder: Path, scratch: Path | None = None) -> Iterator[Path
 
 def _float_shapes(checkpoint: Checkpoint, packed: Prequantized) -> Mapping[str, tuple[int, ...]]:
     """The weights of the floating point copy with their shapes."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in checkpoint.names(""):
         stem, _, part = name.rpartition(".")
         shape = checkpoint.shape(name)
         if part == "qweight":
             rows, columns = shape
-            whole = (columns, rows * PACKED) if packed.method == "gptq" else (columns * PACKED, rows)
-            shapes[f"{stem}.weight"] = whole
+            gptq = packed.method == "gptq"
+            shapes[f"{stem}.weight"] = (columns, rows * PACKED) if gptq else (columns * PACKED, rows)
         elif f"{stem}.qweight" not in checkpoint or part not in ("qzeros", "scales", "g_idx"):
             shapes[name] = shape
     return shapes

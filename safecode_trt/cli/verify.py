@@ -63,7 +63,7 @@ def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Pari
             f"{bundle.path} was made of weights and settings with SHA-256 {expected[:16]}..., "
             f"those of {checkpoint} have {found[:16]}...; export it again"
         )
-    with closing(open_session(bundle, RuntimeConfig())) as session:
+    with closing(open_session(bundle, RuntimeConfig(keep_graphs=False))) as session:
         return verify_session(session, bundle, checkpoint, progress)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,11 +77,15 @@ def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
     """Copies the checkpoint's tokenizers and settings unchanged.
 
     Raises:
-        CheckpointError: one that the runtime cannot do without is missing.
+        CheckpointError: one that the runtime cannot do without is missing, or one cannot be read.
     """
     for name in settings_files(folder, spec):
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
         (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(folder / name, target / name)
+        (target / name).write_bytes(data)
 
 
 def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:

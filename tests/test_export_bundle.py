@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -162,6 +163,32 @@ def test_a_read_only_place_is_one_clear_error(folder: Path, tmp_path: Path) -> N
 def test_an_output_below_a_file_is_one_clear_error(folder: Path) -> None:
     with pytest.raises(BundleError, match="cannot be written"):
         export_bundle(folder, folder / "config.json" / "out", config=FAST)
+
+
+def test_what_cannot_be_read_is_not_said_of_the_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path == folder / "tokenizer_config.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read: Input/output error"):
+        export_bundle(folder, folder.with_name("out"), config=FAST)
+
+
+def test_what_transformers_cannot_read_is_not_said_of_the_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise OSError("there is no file that it wants\nand more")
+
+    monkeypatch.setattr("safecode_trt.export.model.TransformersModel", broken)
+    with pytest.raises(
+        CheckpointError, match=r"transformers cannot read .*: there is no file that it wants$"
+    ):
+        export_bundle(folder, folder.with_name("out"), config=replace(FAST, verify=True))
 
 
 def test_end_tokens_may_be_several(folder: Path) -> None:

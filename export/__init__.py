@@ -61,7 +61,7 @@ def export_bundle(
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
         package.copy_settings(model, folder, spec)
-        source = checkpoint.sha256()
+        source = checkpoint.sha256(package.settings_files(model, spec))
         report("settings", 1, 1)
 
         (folder / DECODER).parent.mkdir()
@@ -108,10 +108,11 @@ def export_bundle(
             files=package.bundle_files(folder),
         )
         report("reference picture", 0, 1)
-        with closing(_open(Bundle(path=folder, manifest=manifest))) as session:
+        bundle = Bundle(path=folder, manifest=manifest)
+        with closing(_open(bundle)) as session:
             write_reference(session, spec, PromptBuilder(folder, spec), defaults, folder / REFERENCE)
             report("reference picture", 1, 1)
-            parity = verify_session(session, model, spec, manifest, report) if config.verify else None
+            parity = verify_session(session, bundle, model, report) if config.verify else None
         files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}
         write_manifest(folder, replace(manifest, parity=parity, files=files))
     return Bundle.open(output, check_hashes=False)

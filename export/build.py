@@ -18,6 +18,7 @@ from safecode_trt.export.engine import TensorRT
 from safecode_trt.export.engine_checks import (
     require_buildable,
     require_memory,
+    require_timing_cache,
     targets,
     why_not_portable,
 )
@@ -48,7 +49,7 @@ def build_engines(
 ) -> EngineEntry:
     """Builds the bundle's graphs for what `config` names; engines for the same are replaced.
 
-    `note` is told where the decoder is built in another form than the bundle's, and why.
+    `note` is told where the decoder is built in another form than the bundle's, and why, and what could not be kept.
 
     Raises:
         BundleError: the bundle is not whole, or cannot be written.
@@ -57,11 +58,13 @@ def build_engines(
     """
     bundle, library = Bundle.open(path), TensorRT.load(config.flavour)
     manifest, report = bundle.manifest, progress or (lambda step, done, total: None)
+    note = note or (lambda text: None)
     require_buildable(manifest, library.flavour, library.version)
     config = replace(config, compute_capabilities=targets(config))
     require_memory(bundle, config)
+    require_timing_cache(config)
     profiles = _profiles(bundle, config)
-    attention = _attention(manifest, library, note or (lambda text: None))
+    attention = _attention(manifest, library, note)
     entry = EngineEntry(
         flavour=library.flavour,
         version=library.version,
@@ -83,6 +86,7 @@ def build_engines(
                 [shapes(spec, profile) for profile in profiles[graph]],
                 config,
                 partial(_tell, report, name),
+                note,
             )
             (folder / f"{name}.engine").write_bytes(engine)
             built[graph] = EngineGraph(

@@ -128,11 +128,12 @@ class Checkpoint:
         """The shape of a tensor that the checkpoint has."""
         return self._tensors[name].shape
 
-    def sha256(self) -> str:
-        """One hash for the checkpoint: of config.json's and the weight files' names and hashes."""
+    def sha256(self, settings: Sequence[str]) -> str:
+        """One hash for the checkpoint: of the names and hashes of its files of `settings` and of weights."""
         digest = hashlib.sha256()
-        for path in (self.folder / "config.json", *self._files):
-            digest.update(f"{path.name} {file_entry(path).sha256}\n".encode())
+        for path in (*(self.folder / name for name in settings), *self._files):
+            name = path.relative_to(self.folder).as_posix()
+            digest.update(f"{name} {file_entry(path).sha256}\n".encode())
         return digest.hexdigest()
 
 

@@ -27,6 +27,7 @@ __all__ = ["Shapes", "TensorRT"]
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 """The least, usual and largest shape of every input."""
 Report = Callable[[str, int, int], None]
+Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,18 @@ class TensorRT:
         return self.library.version
 
     def build(
-        self, model: bytes, path: Path, profiles: Sequence[Shapes], settings: EngineConfig, report: Report
+        self,
+        model: bytes,
+        path: Path,
+        profiles: Sequence[Shapes],
+        settings: EngineConfig,
+        report: Report,
+        note: Note,
     ) -> memoryview:
         """The serialised engine of a serialised ONNX model whose weights lie beside `path`.
 
-        `report` is called from TensorRT's threads, with a phase's name, the steps done and the steps in all. Ctrl-C
-        ends the build at its next step.
+        `report` is called from TensorRT's threads, with a phase's name, the steps done and the steps in all. `note` is
+        told of a timing cache that could not be saved. Ctrl-C ends the build at its next step.
 
         Raises:
             BackendError: TensorRT does not take the graph or finds no kernels for it.
@@ -66,7 +73,7 @@ class TensorRT:
         """
         cancel = Event()
         monitor = _monitor(self.library.trt, report, cancel)
-        plan = _beside(lambda: self._plan(model, path, profiles, settings, monitor), cancel)
+        plan = _beside(lambda: self._plan(model, path, profiles, settings, monitor, note), cancel)
         if monitor.failure is not None:
             raise monitor.failure
         if plan is None:
@@ -74,7 +81,13 @@ class TensorRT:
         return memoryview(plan)
 
     def _plan(
-        self, model: bytes, path: Path, profiles: Sequence[Shapes], settings: EngineConfig, monitor: Any
+        self,
+        model: bytes,
+        path: Path,
+        profiles: Sequence[Shapes],
+        settings: EngineConfig,
+        monitor: Any,
+        note: Note,
     ) -> tensorrt.IHostMemory | None:
         trt, log = self.library.trt, self.library.log
         log.errors.clear()
@@ -90,7 +103,7 @@ class TensorRT:
         config.progress_monitor = monitor
         plan: tensorrt.IHostMemory | None = builder.build_serialized_network(network, config)
         if plan is not None and settings.timing_cache:
-            _save_timing_cache(config, settings.timing_cache)
+            _save_timing_cache(config, settings.timing_cache, note)
         return plan
 
     def _config(
@@ -143,18 +156,25 @@ def _parser_errors(parser: tensorrt.OnnxParser) -> list[str]:
 
 def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
     """What earlier builds on this GPU have measured; an absent file is an empty cache."""
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise ConfigError(f"timing_cache {path} cannot be read: {error.strerror or error}") from error
     cache: tensorrt.ITimingCache = config.create_timing_cache(data)
     taken: bool = config.set_timing_cache(cache, False)
     if not taken:
         raise BackendError(f"{path} is the timing cache of another TensorRT or GPU; name another file")
 
 
-def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
+def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path, note: Note) -> None:
+    """A cache that cannot be saved costs the next build some time; the engine is whole without it."""
     cache: tensorrt.ITimingCache = config.get_timing_cache()
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(memoryview(cache.serialize()))
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(memoryview(cache.serialize()))
+        temporary.replace(path)
+    except OSError as error:
+        note(f"the timing cache {path} could not be saved: {error.strerror or error}")
 
 
 def _beside(work: Callable[[], Any], cancel: Event) -> Any:

@@ -12,7 +12,7 @@ from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.manifest import DECODER, VISION_ENCODER, Flavour, Manifest
 from safecode_trt.runtime.device import cuda_device, free_memory
 
-__all__ = ["require_buildable", "require_memory", "targets", "why_not_portable"]
+__all__ = ["require_buildable", "require_memory", "require_timing_cache", "targets", "why_not_portable"]
 
 # The first versions with the operators of the portable form, and those of the oldest devices that are supported.
 PORTABLE_FROM: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 4)}
@@ -30,10 +30,16 @@ def require_buildable(manifest: Manifest, flavour: Flavour, version: str) -> Non
     """
     if _numbers(version) < OLDEST[flavour]:
         raise BackendError(f"{flavour} {version} is too old; expected {_dotted(OLDEST[flavour])} or later")
-    if any(not how.symmetric for how in manifest.quantization.values()):
+    asymmetric = [how for how in manifest.quantization.values() if not how.symmetric]
+    if asymmetric:
+        given = any(how.method in ("awq", "gptq") for how in asymmetric)
+        helps = (
+            "export the checkpoint that it was quantised from, or one that GPTQ has quantised symmetrically"
+            if given
+            else "export the checkpoint without --asymmetric, or with --precision fp16"
+        )
         raise BackendError(
-            f"the decoder has weights with zero points, and {flavour} takes symmetric ones only; "
-            "export the checkpoint without --asymmetric, or with --precision fp16"
+            f"the decoder has weights with zero points, and {flavour} takes symmetric ones only; {helps}"
         )
 
 
@@ -105,3 +111,15 @@ def require_memory(bundle: Bundle, config: EngineConfig) -> None:
                 f"the build needs about {needs >> 20} MiB of {kind} ({weights >> 20} MiB of weights), "
                 f"{has >> 20} MiB are free; close other programs, or build on a larger machine"
             )
+
+
+def require_timing_cache(config: EngineConfig) -> None:
+    """Refuses a timing cache for which there is no place, before the build that it is of.
+
+    Raises:
+        ConfigError: it is a folder, or it would be in none.
+    """
+    path = config.timing_cache
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"timing_cache must be a file in a folder that exists, but {what}; name another")

@@ -29,6 +29,8 @@ class TransformersModel:
         self._family: ModuleType = importlib.import_module(f"safecode_trt.export.families.{spec.model_type}")
         with quiet():
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        # Whatever the checkpoint's own settings do to logits, such as a repetition penalty, our graphs do not.
+        model.generation_config = GenerationConfig()
         self._model = model.eval()
 
     @torch.no_grad()

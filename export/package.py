@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,15 @@ from safecode_trt.manifest import FileEntry, SpecialTokens
 from safecode_trt.models import ModelSpec
 from safecode_trt.models.spec import read_json
 
-__all__ = ["bundle_files", "copy_settings", "geometry", "special_tokens", "tool_versions"]
+__all__ = ["bundle_files", "copy_settings", "geometry", "settings_files", "special_tokens", "tool_versions"]
 
-REQUIRED = ("config.json", "tokenizer.json", "preprocessor_config.json")
+# Of the files with the image processor's settings there may be either; reading the spec has found one.
+REQUIRED = ("config.json", "tokenizer.json")
 OPTIONAL = (
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
+    "preprocessor_config.json",
     "processor_config.json",
     "tokenizer_config.json",
 )
@@ -59,19 +60,32 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
     )
 
 
-def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
-    """Copies the checkpoint's tokenizers and settings unchanged.
+def settings_files(folder: Path, spec: ModelSpec) -> tuple[str, ...]:
+    """The checkpoint's tokenizers and settings, which a bundle takes over, by their paths in it.
 
     Raises:
         CheckpointError: one that the runtime cannot do without is missing.
     """
     required = (*REQUIRED, *([spec.words_tokenizer] if spec.words_tokenizer else []))
-    for name in (*required, *OPTIONAL):
-        if (folder / name).is_file():
-            (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name, target / name)
-        elif name in required:
+    for name in required:
+        if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing; the bundle needs it")
+    return (*required, *(name for name in OPTIONAL if (folder / name).is_file()))
+
+
+def copy_settings(folder: Path, target: Path, spec: ModelSpec) -> None:
+    """Copies the checkpoint's tokenizers and settings unchanged.
+
+    Raises:
+        CheckpointError: one that the runtime cannot do without is missing, or one cannot be read.
+    """
+    for name in settings_files(folder, spec):
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(data)
 
 
 def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
@@ -88,13 +102,20 @@ def special_tokens(folder: Path, spec: ModelSpec) -> SpecialTokens:
         raise CheckpointError(f"{folder}: neither generation_config.json nor config.json has an eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else (ends,)
     ends += tuple(token for token in spec.end_token_ids if token not in ends)
-    pad = _first(sources, "pad_token_id")
-    for token in (*ends, spec.image_token_id, *(() if pad is None else (pad,))):
-        if not isinstance(token, int) or not 0 <= token < spec.text.vocab_size:
-            raise CheckpointError(
-                f"{folder}: token id {token!r} is not in the vocabulary of {spec.text.vocab_size}"
-            )
-    return SpecialTokens(image_token_id=spec.image_token_id, eos_token_ids=ends, pad_token_id=pad)
+    size, pad = spec.text.vocab_size, _first(sources, "pad_token_id")
+    for token in (*ends, spec.image_token_id):
+        if not _is_token(token, size):
+            raise CheckpointError(f"{folder}: token id {token!r} is not in the vocabulary of {size}")
+    # Nothing is padded here, and files of real checkpoints name ids of another tokenizer, or -1 for none.
+    return SpecialTokens(
+        image_token_id=spec.image_token_id,
+        eos_token_ids=ends,
+        pad_token_id=pad if _is_token(pad, size) else None,
+    )
+
+
+def _is_token(number: Any, vocab_size: int) -> bool:
+    return isinstance(number, int) and 0 <= number < vocab_size
 
 
 def _first(sources: list[dict[str, Any]], key: str) -> Any:

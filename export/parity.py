@@ -6,7 +6,7 @@ probes as rows of one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,42 +14,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Precision
 from safecode_trt.errors import CheckpointError
-from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.agreement import LEAST_TOP1, MOST_NOISE, measure_agreement
 from safecode_trt.export.prequantized import float_checkpoint
 from safecode_trt.export.probes import Probe, make_probes
-from safecode_trt.manifest import GraphParity, Manifest, Parity
-from safecode_trt.models import Features, ModelSpec
+from safecode_trt.manifest import EMBEDDINGS, GraphParity, Parity
+from safecode_trt.models import Features, ModelSpec, load_spec
 from safecode_trt.runtime.contexts import row_keys, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.session import Session
 from safecode_trt.runtime.vision import encode_pictures
+from safecode_trt.tensors import map_tensors
 
 if TYPE_CHECKING:
     from safecode_trt.export.model import TransformersModel
 
 __all__ = [
-    "Agreement",
     "Answer",
     "answer_probes",
     "compare",
-    "measure_agreement",
     "require_passed",
     "verify_session",
 ]
 
 Array = NDArray[np.float32]
 REPLY_TOKENS = 24
-# Least share of positions with the same best token, near ties aside.
-LEAST_TOP1: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 0.99, "bf16": 0.99, "int8": 0.99, "int4": 0.9}
-# Most noise, so that a wrong graph cannot excuse its tokens with it: its noise is about 1.4. Random weights show
-# 0.001 to 0.002 in fp16 and 0.02 to 0.03 in int8 with two to four layers; the rest is room for deeper models.
-MOST_NOISE: Mapping[Precision, float] = {"fp32": 0.001, "fp16": 0.01, "bf16": 0.1, "int8": 0.1, "int4": 0.6}
-# Two standard deviations of the difference of two logits that are both off by the noise.
-NEAR_TIE = 2 * 2**0.5
 FP32_ABSOLUTE, FP32_RELATIVE = 2e-4, 1e-3
 
 
@@ -65,57 +58,23 @@ class Answer:
     logits: Array
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """How logits agree with transformers': see `measure_agreement`."""
-
-    top1: float
-    top1_within_noise: float
-    noise: float
-
-    def holds(self, precision: Precision) -> bool:
-        """Whether it is what rounding to that precision explains; never with NaN."""
-        return self.top1_within_noise >= LEAST_TOP1[precision] and self.noise <= MOST_NOISE[precision]
-
-
-def measure_agreement(found: Array, expected: Array) -> Agreement:
-    """Compares logits (n, V) of n positions.
-
-    `noise` is the root mean square of the differences over the standard deviation of the expected logits, `top1` the
-    share of positions with the same best token. `top1_within_noise` counts a token as well that is expected to be
-    less than NEAR_TIE times the noise behind the best: rounding alone decides between such two.
-    """
-    spread = float(expected.std())
-    noise = float(np.sqrt(np.mean(np.square(found - expected), dtype=np.float64)))
-    chosen = np.take_along_axis(expected, found.argmax(-1)[:, None], -1)[:, 0]
-    behind = expected.max(-1) - chosen
-    return Agreement(
-        top1=float((behind == 0).mean()),
-        top1_within_noise=float((behind <= NEAR_TIE * noise).mean()),
-        noise=noise / max(spread, 1e-30),
-    )
-
-
 def verify_session(
-    session: Session,
-    folder: Path,
-    spec: ModelSpec,
-    manifest: Manifest,
-    report: Callable[[str, int, int], None],
+    session: Session, bundle: Bundle, checkpoint: Path, report: Callable[[str, int, int], None]
 ) -> Parity:
-    """Compares a bundle's graphs with the checkpoint in `folder`.
+    """Compares what a bundle computes, of its own prompts and embeddings, with the checkpoint it was made of.
 
     Raises:
-        CheckpointError: they do not do what the checkpoint does.
+        CheckpointError: they do not do the same, or transformers cannot run the checkpoint.
     """
+    manifest, folder = bundle.manifest, bundle.path
+    spec = load_spec(folder, max_tiles=manifest.max_tiles)
     probes = make_probes(spec, PromptBuilder(folder, spec))
     report("comparison", 0, 2)
-    answers = answer_probes(folder, spec, probes, manifest.special_tokens.eos_token_ids)
+    ends = manifest.special_tokens.eos_token_ids
+    answers = answer_probes(checkpoint, spec, probes, ends, scratch=folder.parent)
     report("comparison", 1, 2)
-    text = spec.text
-    checkpoint = Checkpoint(folder, spec.renames, spec.joins)
-    table = checkpoint.mapped(spec.weights.embed_tokens, (text.vocab_size, text.hidden_size))
-    builder = FeedBuilder(text, table, manifest.geometry.context_length)
+    table = map_tensors(bundle.file(EMBEDDINGS))["embed_tokens"]
+    builder = FeedBuilder(spec.text, table, manifest.geometry.context_length)
     # What the coarser of the two graphs may be off by.
     coarser = min(manifest.precision, manifest.vision_precision, key=LEAST_TOP1.__getitem__)
     parity = compare(session, builder, spec, probes, answers, coarser)
@@ -125,13 +84,27 @@ def verify_session(
 
 
 def answer_probes(
-    folder: Path, spec: ModelSpec, probes: Sequence[Probe], ends: Sequence[int]
+    folder: Path,
+    spec: ModelSpec,
+    probes: Sequence[Probe],
+    ends: Sequence[int],
+    *,
+    scratch: Path | None = None,
 ) -> list[Answer]:
-    """What transformers answers; the model is loaded here and given up again."""
+    """What transformers answers; the model is loaded here and given up again.
+
+    Raises:
+        CheckpointError: transformers cannot read the checkpoint in `folder`, or there is no room in `scratch`.
+    """
     from safecode_trt.export.model import TransformersModel
 
-    with float_checkpoint(folder) as readable:
-        model = TransformersModel(readable, spec)
+    with float_checkpoint(folder, scratch) as readable:
+        try:
+            model = TransformersModel(readable, spec)
+        except OSError as error:
+            raise CheckpointError(
+                f"transformers cannot read {folder}: {error.strerror or str(error).splitlines()[0]}"
+            ) from error
         return [_answer(model, probe, ends) for probe in probes]
 
 

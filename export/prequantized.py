@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,42 +137,79 @@ class Prequantized:
 
 
 @contextmanager
-def float_checkpoint(folder: Path) -> Iterator[Path]:
+def float_checkpoint(folder: Path, scratch: Path | None = None) -> Iterator[Path]:
     """The checkpoint with every weight in floating point: the folder itself, or a temporary copy.
 
+    The copy is made in the folder `scratch`, by default the system's for temporary files.
+
     Raises:
-        CheckpointError: the weights were quantised in a way that is not read.
+        CheckpointError: the weights were quantised in a way that is not read, or there is no room for the copy.
     """
     checkpoint = Checkpoint(folder)
     packed = Prequantized.of(checkpoint)
     if packed is None:
         yield folder
         return
-    with tempfile.TemporaryDirectory() as name:
-        _write_floats(checkpoint, packed, Path(name))
-        yield Path(name)
+    place = scratch or Path(tempfile.gettempdir())
+    with ExitStack() as stack:
+        try:
+            shapes = _float_shapes(checkpoint, packed)
+            _require_room(packed, shapes, place)
+            copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".floats-", dir=place)))
+            _write_floats(packed, shapes, copy)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: to compare it with transformers, its weights are written in float32, and {place} cannot "
+                f"take them: {error.strerror or error}; make room there, or pass --no-verify"
+            ) from error
+        yield copy
 
 
-def _write_floats(checkpoint: Checkpoint, packed: Prequantized, target: Path) -> None:
+def _float_shapes(checkpoint: Checkpoint, packed: Prequantized) -> Mapping[str, tuple[int, ...]]:
+    """The weights of the floating point copy with their shapes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in checkpoint.names(""):
+        stem, _, part = name.rpartition(".")
+        shape = checkpoint.shape(name)
+        if part == "qweight":
+            rows, columns = shape
+            gptq = packed.method == "gptq"
+            shapes[f"{stem}.weight"] = (columns, rows * PACKED) if gptq else (columns * PACKED, rows)
+        elif f"{stem}.qweight" not in checkpoint or part not in ("qzeros", "scales", "g_idx"):
+            shapes[name] = shape
+    return shapes
+
+
+def _require_room(packed: Prequantized, shapes: Mapping[str, tuple[int, ...]], place: Path) -> None:
+    checkpoint = packed.checkpoint
+    needed = sum(
+        4 * math.prod(shape) if name in packed else checkpoint.mapped(name, shape).data.nbytes
+        for name, shape in shapes.items()
+    )
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise CheckpointError(
+            f"{checkpoint.folder}: to compare it with transformers, its weights are written in float32, which takes "
+            f"{needed / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB free; make room there, or pass --no-verify"
+        )
+
+
+def _write_floats(packed: Prequantized, shapes: Mapping[str, tuple[int, ...]], target: Path) -> None:
     """Writes config.json and the weights, one tensor at a time and in a file of its own."""
+    checkpoint = packed.checkpoint
     config = read_json(checkpoint.folder / "config.json")
     for part in (config, config.get("text_config") or {}):
         part.pop("quantization_config", None)
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    files: dict[str, str] = {}
-    for name in checkpoint.names(""):
-        stem, _, part = name.rpartition(".")
-        if f"{stem}.qweight" in checkpoint and part in ("qzeros", "scales", "g_idx"):
-            continue
-        files[(f"{stem}.weight" if part == "qweight" else name)] = f"{len(files):06}.safetensors"
-    for name, file in files.items():
+    files = {name: f"{number:06}.safetensors" for number, name in enumerate(shapes)}
+    for name, shape in shapes.items():
         if name in packed:
-            rows, columns = checkpoint.shape(_tensor(name, "qweight"))
-            shape = (columns, rows * PACKED) if packed.method == "gptq" else (columns * PACKED, rows)
-            write_tensors(target / file, {name: (dequantize(packed.read(name, shape)), "F32")})
+            outputs, inputs = shape
+            values = dequantize(packed.read(name, (outputs, inputs)))
+            write_tensors(target / files[name], {name: (values, "F32")})
         else:
-            tensor = checkpoint.mapped(name, checkpoint.shape(name))
-            write_tensors(target / file, {name: (tensor.data, tensor.dtype)})
+            tensor = checkpoint.mapped(name, shape)
+            write_tensors(target / files[name], {name: (tensor.data, tensor.dtype)})
     (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
 
 

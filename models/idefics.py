@@ -25,7 +25,7 @@ from safecode_trt.models.spec import (
     Floats,
     ModelSpec,
     added_tokens,
-    read_json,
+    read_preprocessor,
 )
 from safecode_trt.models.text import TextConfig, WeightNames
 
@@ -50,8 +50,8 @@ JOINS = (
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> IdeficsSpec:
-    """Reads config.json, preprocessor_config.json and the added tokens of a checkpoint or bundle."""
-    preprocessor, tokens = read_json(folder / "preprocessor_config.json"), added_tokens(folder)
+    """Reads config.json, the image processor's settings and the added tokens of a checkpoint or bundle."""
+    preprocessor, tokens = read_preprocessor(folder), added_tokens(folder)
     vision, perceiver = config.get("vision_config") or {}, config.get("perceiver_config") or {}
     if IMAGE not in tokens or FAKE not in tokens:
         raise CheckpointError(f"{folder}: tokenizer.json has no added tokens {IMAGE} and {FAKE}")
@@ -63,7 +63,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> IdeficsSpec:
     resized = preprocessor.get("image_size") or size.get("height", 224)
     if resized != image_size:
         raise CheckpointError(
-            f"{folder}: pictures are resized to {resized} by preprocessor_config.json, but vision_config.image_size "
+            f"{folder}: pictures are resized to {resized} by the image processor, but vision_config.image_size "
             f"is {image_size}; expected them to be equal"
         )
     interval = int(config.get("cross_layer_interval", 1))

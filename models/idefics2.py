@@ -19,7 +19,7 @@ from safecode_trt.contract import MASKED, GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Box, Frame, Layout, Size, View
 from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
-from safecode_trt.models.spec import ModelSpec, read_json
+from safecode_trt.models.spec import ModelSpec, read_json, read_preprocessor
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["Idefics2Spec", "load", "position_ids"]
@@ -37,14 +37,14 @@ QUARTERS = 4
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Idefics2Spec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
-    given = read_json(folder / "preprocessor_config.json")
+    """Reads config.json, the image processor's settings and the normalizer of a checkpoint or bundle."""
+    given = read_preprocessor(folder)
     pictures = PICTURES | {key: value for key, value in given.items() if value is not None}
     vision = VISION | (config.get("vision_config") or {})
     size, patch_size = pictures["size"], int(vision["patch_size"])
     if not isinstance(size, Mapping) or not {"shortest_edge", "longest_edge"} <= size.keys():
         raise CheckpointError(
-            f"{folder}: preprocessor_config.json: size must have a shortest_edge and a longest_edge, got {size!r}"
+            f"{folder}: the image processor's size must have a shortest_edge and a longest_edge, got {size!r}"
         )
     if int(size["shortest_edge"]) < patch_size:
         raise CheckpointError(
@@ -64,12 +64,23 @@ def load(folder: Path, config: Mapping[str, Any]) -> Idefics2Spec:
         shortest_edge=int(size["shortest_edge"]),
         longest_edge=int(size["longest_edge"]),
         do_image_splitting=bool(pictures["do_image_splitting"]),
+        writes_space=not _puts_space(read_json(folder / "tokenizer.json").get("normalizer")),
     )
+
+
+def _puts_space(step: object) -> bool:
+    """Whether a normalizer of tokenizer.json puts a space in front of every text, even of one that has it."""
+    if not isinstance(step, Mapping):
+        return False
+    return step.get("type") == "Prepend" or any(map(_puts_space, step.get("normalizers") or ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idefics2Spec(ModelSpec):
-    """The spec of one Idefics2 checkpoint; the table of positions is `side` x `side`."""
+    """The spec of one Idefics2 checkpoint; the table of positions is `side` x `side`.
+
+    `writes_space`: a word behind a picture gets its space from the prompt, and not from the tokenizer.
+    """
 
     text: TextConfig
     image_token_id: int
@@ -83,6 +94,7 @@ class Idefics2Spec(ModelSpec):
     shortest_edge: int
     longest_edge: int
     do_image_splitting: bool
+    writes_space: bool
     max_tiles: int | None = None
     model_type: str = "idefics2"
     weights: WeightNames = WeightNames(
@@ -150,7 +162,8 @@ class Idefics2Spec(ModelSpec):
 
     def prompt_text(self, text: str) -> str:
         """One marker between two pictures, and a space between the last one and a word."""
-        return re.sub(rf"{FAKE}(?=[^\s<])", f"{FAKE} ", text.replace(FAKE + FAKE, FAKE))
+        text = text.replace(FAKE + FAKE, FAKE)
+        return re.sub(rf"{FAKE}(?=[^\s<])", f"{FAKE} ", text) if self.writes_space else text
 
     def vision_inputs(
         self, views: Sequence[NDArray[np.float32]], layout: Layout, words: NDArray[np.int64] | None

@@ -16,7 +16,7 @@ from safecode_trt.contract import GraphSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, Size, View, tiles
 from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
-from safecode_trt.models.spec import ModelSpec, read_json
+from safecode_trt.models.spec import ModelSpec, read_preprocessor
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["Idefics3Spec", "load", "read_spec"]
@@ -37,7 +37,7 @@ FAKE, GLOBAL, IMAGE = "<fake_token_around_image>", "<global-img>", "<image>"
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Idefics3Spec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
     return read_spec(folder, config, model_type="idefics3")
 
 
@@ -47,7 +47,7 @@ def read_spec(folder: Path, config: Mapping[str, Any], *, model_type: str) -> Id
     Raises:
         CheckpointError: a value is unusable.
     """
-    given = read_json(folder / "preprocessor_config.json")
+    given = read_preprocessor(folder)
     pictures = PICTURES | {key: value for key, value in given.items() if value is not None}
     vision = VISION | (config.get("vision_config") or {})
     image_size, tile = int(vision["image_size"]), _edge(pictures, "max_image_size")
@@ -159,11 +159,11 @@ class Idefics3Spec(ModelSpec):
 
 
 def _edge(pictures: Mapping[str, Any], key: str) -> int:
-    """A size that preprocessor_config.json gives by its longest edge."""
+    """A size that the image processor's settings give by its longest edge."""
     size = pictures[key]
     edge = size.get("longest_edge") if isinstance(size, Mapping) else None
     if not isinstance(edge, int) or edge < 1:
-        raise CheckpointError(f"preprocessor_config.json: {key} must have a longest_edge, got {size!r}")
+        raise CheckpointError(f"the image processor's {key} must have a longest_edge, got {size!r}")
     return edge
 
 

@@ -18,7 +18,7 @@ from safecode_trt.contract import GraphSpec, TensorSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View
 from safecode_trt.models.pixels import pixel_fields
-from safecode_trt.models.spec import ModelSpec, added_tokens, read_json
+from safecode_trt.models.spec import ModelSpec, added_tokens, read_preprocessor
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["InstructBlipSpec", "load"]
@@ -34,8 +34,8 @@ PLAIN_TURNS = (
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> InstructBlipSpec:
-    """Reads config.json, preprocessor_config.json and the added tokens of a checkpoint or bundle."""
-    preprocessor = read_json(folder / "preprocessor_config.json")
+    """Reads config.json, the image processor's settings and the added tokens of a checkpoint or bundle."""
+    preprocessor = read_preprocessor(folder)
     vision, qformer, text = (config.get(f"{part}_config") or {} for part in ("vision", "qformer", "text"))
     if text.get("model_type") == "t5":
         raise CheckpointError(
@@ -51,7 +51,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> InstructBlipSpec:
     size = preprocessor.get("size", {"height": 384, "width": 384})
     if size != {"height": image_size, "width": image_size}:
         raise CheckpointError(
-            f"{folder}: size in preprocessor_config.json is {size}, but vision_config.image_size is {image_size}; "
+            f"{folder}: the image processor's size is {size}, but vision_config.image_size is {image_size}; "
             "expected them to be equal"
         )
     return InstructBlipSpec(

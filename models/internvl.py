@@ -9,7 +9,7 @@ from typing import Any
 
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View, tiles
-from safecode_trt.models.spec import read_json
+from safecode_trt.models.spec import read_preprocessor
 from safecode_trt.models.tower import TowerSpec, side, tower_fields
 
 __all__ = ["InternvlSpec", "load"]
@@ -18,8 +18,8 @@ START, IMAGE, END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> InternvlSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
-    preprocessor = read_json(folder / "preprocessor_config.json")
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
+    preprocessor = read_preprocessor(folder)
     vision = config.get("vision_config") or {}
     size = side(vision.get("image_size", 448), "vision_config.image_size")
     patches = size // side(vision.get("patch_size", 14), "vision_config.patch_size")

@@ -10,14 +10,14 @@ from typing import Any
 from safecode_trt.errors import CheckpointError, PictureError
 from safecode_trt.models.layout import MAX_PIXELS, Frame, Layout, Size, View
 from safecode_trt.models.pixels import CENTRED_PIXELS, CLIP_PIXELS
-from safecode_trt.models.spec import read_json
+from safecode_trt.models.spec import read_preprocessor
 from safecode_trt.models.tower import TowerSpec, select_features, side, tower_fields
 
 __all__ = ["LlavaSpec", "load"]
 
 IMAGE = "<image>"
 
-# What transformers' image processors assume where preprocessor_config.json is silent.
+# What transformers' image processors assume where their settings are silent.
 RESIZED = {"do_resize": True, "size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": 224}
 CLIP = {**CLIP_PIXELS, **RESIZED}
 SIGLIP = {
@@ -36,8 +36,8 @@ PROCESSORS = {
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> LlavaSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
-    preprocessor = read_json(folder / "preprocessor_config.json")
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
+    preprocessor = read_preprocessor(folder)
     name = str(preprocessor.get("image_processor_type", "CLIPImageProcessor")).removesuffix("Fast")
     if name not in PROCESSORS:
         raise CheckpointError(
@@ -60,7 +60,7 @@ def load(folder: Path, config: Mapping[str, Any]) -> LlavaSpec:
     crop = _crop(settings.get("crop_size")) if spec.do_center_crop else view[0]
     if view != (size, size) or crop != size or not settings["do_resize"]:
         raise CheckpointError(
-            f"{folder}: preprocessor_config.json does not make pictures of {size} x {size}, as the vision tower "
+            f"{folder}: the image processor does not make pictures of {size} x {size}, as the vision tower "
             "takes them; look at its size, crop_size, do_resize and do_center_crop"
         )
     return spec
@@ -128,10 +128,10 @@ def _resized(size: object) -> int | Size:
     if isinstance(size, Mapping) and "shortest_edge" in size and "longest_edge" not in size:
         return int(size["shortest_edge"])
     raise CheckpointError(
-        f"preprocessor_config.json: size {size!r} is neither a shortest_edge nor height and width"
+        f"the image processor's size {size!r} is neither a shortest_edge nor height and width"
     )
 
 
 def _crop(size: object) -> int:
     sides = [size.get("height"), size.get("width")] if isinstance(size, Mapping) else size
-    return side(sides, "preprocessor_config.json: crop_size")
+    return side(sides, "the image processor's crop_size")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, Size, View
-from safecode_trt.models.spec import Features, read_json
+from safecode_trt.models.spec import Features, read_preprocessor
 from safecode_trt.models.tower import TowerSpec, select_features, tower_fields
 
 __all__ = ["LlavaNextSpec", "load"]
@@ -29,13 +29,13 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> LlavaNextSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
-    preprocessor = read_json(folder / "preprocessor_config.json")
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
+    preprocessor = read_preprocessor(folder)
     size, patches, features = select_features(config)
     points = config.get("image_grid_pinpoints") or PINPOINTS
     if points != (preprocessor.get("image_grid_pinpoints") or PINPOINTS):
         raise CheckpointError(
-            f"{folder}: image_grid_pinpoints differ between config.json and preprocessor_config.json"
+            f"{folder}: image_grid_pinpoints differ between config.json and the image processor's settings"
         )
     for name, keys in (("size", ("shortest_edge", "height", "width")), ("crop_size", ("height", "width"))):
         found = preprocessor.get(name, 224)

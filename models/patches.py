@@ -38,10 +38,10 @@ class PatchGrid:
     def from_config(
         cls, vision: Mapping[str, Any], preprocessor: Mapping[str, Any], *, patch_size: int
     ) -> PatchGrid:
-        """Reads a `vision_config`, whose own default is `patch_size`, and holds preprocessor_config.json to it.
+        """Reads a `vision_config`, whose own default is `patch_size`, and holds the image processor's settings to it.
 
         Raises:
-            CheckpointError: the two files cut pictures differently.
+            CheckpointError: the two cut pictures differently.
         """
         grid = cls(
             patch_size=int(vision.get("patch_size", patch_size)),
@@ -52,7 +52,7 @@ class PatchGrid:
             cut, seen = int(preprocessor.get(key, assumed)), getattr(grid, key)
             if cut != seen:
                 raise CheckpointError(
-                    f"preprocessor_config.json: {key} is {cut}, but vision_config has {seen}; "
+                    f"the image processor's {key} is {cut}, but vision_config has {seen}; "
                     "expected them to be equal"
                 )
         return grid
@@ -124,7 +124,7 @@ class PatchGrid:
 
 
 def pixel_limits(preprocessor: Mapping[str, Any]) -> Size:
-    """The fewest and the most pixels that a picture is resized to, by preprocessor_config.json.
+    """The fewest and the most pixels that a picture is resized to, by the image processor's settings.
 
     Raises:
         CheckpointError: they are no limits.
@@ -134,7 +134,7 @@ def pixel_limits(preprocessor: Mapping[str, Any]) -> Size:
     high = preprocessor.get("max_pixels") or size.get("longest_edge")
     if not isinstance(low, int) or not isinstance(high, int) or not 0 < low <= high:
         raise CheckpointError(
-            f"preprocessor_config.json: expected size with shortest_edge and longest_edge, or min_pixels and "
+            f"the image processor: expected size with shortest_edge and longest_edge, or min_pixels and "
             f"max_pixels, as numbers of pixels; got {low!r} and {high!r}"
         )
     return low, high

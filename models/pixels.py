@@ -1,4 +1,4 @@
-"""How pixels are scaled, normalised and resized: by preprocessor_config.json, or as its classes assume."""
+"""How pixels are scaled, normalised and resized: by the image processor's settings, or as its classes assume."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = ["Qwen25VLSpec", "load"]
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Qwen25VLSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
     vision = config.get("vision_config") or {}
     settings = common_settings(folder, config, width=int(vision.get("hidden_size", 3584)))
     pixels, token = int(vision.get("window_size", 112)), settings["grid"].token_size

@@ -19,7 +19,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.patches import PatchGrid, multimodal_positions, pixel_limits
 from safecode_trt.models.pixels import pixel_fields
-from safecode_trt.models.spec import Array, Floats, ModelSpec, read_json
+from safecode_trt.models.spec import Array, Floats, ModelSpec, read_preprocessor
 from safecode_trt.models.text import TextConfig, WeightNames
 
 __all__ = ["Qwen2VLSpec", "common_settings", "load"]
@@ -39,7 +39,7 @@ HUB_NAMES = (
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Qwen2VLSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
     vision = config.get("vision_config") or {}
     width = int(vision.get("embed_dim", 1280))
     return Qwen2VLSpec(**common_settings(folder, config, width=width))
@@ -56,7 +56,7 @@ def common_settings(
     Raises:
         CheckpointError: a value is unusable, or the files do not fit each other.
     """
-    preprocessor = read_json(folder / "preprocessor_config.json")
+    preprocessor = read_preprocessor(folder)
     vision, text = config.get("vision_config") or {}, config.get("text_config") or config
     heads = int(vision.get("num_heads", 16))
     if width % heads or width // heads % 4:

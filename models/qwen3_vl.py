@@ -26,7 +26,7 @@ __all__ = ["Qwen3VLSpec", "load"]
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Qwen3VLSpec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
     vision = config.get("vision_config") or {}
     settings = common_settings(folder, config, width=int(vision.get("hidden_size", 1152)), patch_size=16)
     layers, decoder = vision.get("deepstack_visual_indexes", (8, 16, 24)), settings["text"].num_hidden_layers

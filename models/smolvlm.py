@@ -12,5 +12,5 @@ __all__ = ["load"]
 
 
 def load(folder: Path, config: Mapping[str, Any]) -> Idefics3Spec:
-    """Reads config.json and preprocessor_config.json of a checkpoint or bundle."""
+    """Reads config.json and the image processor's settings of a checkpoint or bundle."""
     return read_spec(folder, config, model_type="smolvlm")

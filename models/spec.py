@@ -1,7 +1,7 @@
 """The interface of a model family and the registry of the families.
 
-A spec is read from the JSON files that a checkpoint and a bundle share (config.json,
-preprocessor_config.json, processor_config.json). It knows nothing of tensors, graphs or backends.
+A spec is read from the JSON files that a checkpoint and a bundle share (config.json, processor_config.json,
+preprocessor_config.json). It knows nothing of tensors, graphs or backends.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ __all__ = [
     "known_model_types",
     "load_spec",
     "read_json",
+    "read_preprocessor",
 ]
 
 Array = NDArray[Any]
@@ -185,6 +186,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """The image processor's settings: of processor_config.json, else of preprocessor_config.json.
+
+    Transformers 5 writes them into the first; older files of that name do not have them.
+
+    Raises:
+        CheckpointError: no file has them, or one is broken.
+    """
+    path = folder / "processor_config.json"
+    settings = read_json(path).get("image_processor") if path.is_file() else None
+    if settings is None:
+        return read_json(folder / "preprocessor_config.json")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: image_processor must be a JSON object, got {settings!r}")
+    return settings
+
+
 def added_tokens(folder: Path) -> dict[str, int]:
     """The ids of the tokens that were added to the tokenizer's vocabulary."""
     added = read_json(folder / "tokenizer.json").get("added_tokens") or []
@@ -217,10 +235,11 @@ def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:
         spec = cast(ModelSpec, module.load(folder, config))
     except KeyError as error:
         raise CheckpointError(
-            f"{folder}: config.json or preprocessor_config.json has no key {error}; is the checkpoint complete?"
+            f"{folder}: config.json or the image processor's settings have no key {error}; "
+            "is the checkpoint complete?"
         ) from error
     except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder}: a value in config.json or preprocessor_config.json cannot be used: {error}"
+            f"{folder}: a value in config.json or the image processor's settings cannot be used: {error}"
         ) from error
     return spec if max_tiles is None else spec.with_max_tiles(max_tiles)

@@ -121,9 +121,15 @@ def prepare(
     done = [prefixes[row].length if row in prefixes else 0 for row in range(len(keys))]
     prefill = plan_prefill(keys, done)
     if prefill.capacity >= capacity:
+        shown = sum(layout.tokens for layout in layouts)
+        helps = (
+            f"its pictures take {shown} of them, so show fewer or smaller ones, or export with a lower --max-tiles"
+            if shown > prefill.capacity // 2
+            else "shorten it"
+        )
         raise CapacityError(
             f"the prompt needs {prefill.capacity} positions and an answer at least 1 more, but the bundle holds "
-            f"{capacity}; shorten it, or export with a larger --context-length"
+            f"{capacity}; {helps}, or export with a larger --context-length"
         )
     return Request(
         plan=plan,

@@ -17,7 +17,7 @@ from safecode_trt.errors import BundleError
 
 __all__ = ["read_settings", "read_template"]
 
-MODERN, LEGACY = "chat_template.jinja", "chat_template.json"
+PROCESSOR, LEGACY, MODERN = "processor_config.json", "chat_template.json", "chat_template.jinja"
 
 
 class GenerationTag(Extension):
@@ -31,12 +31,12 @@ class GenerationTag(Extension):
 
 
 def read_template(folder: Path, settings: Mapping[str, Any], default: str | None) -> jinja2.Template:
-    """The template of the folder's own file, else of tokenizer_config.json's `settings`, else `default`.
+    """The template of the processor's files, else of tokenizer_config.json's `settings`, else `default`.
 
     Raises:
         BundleError: there is none, or it is broken.
     """
-    source = _source(folder, settings.get("chat_template", default))
+    source = _source(folder, settings.get("chat_template") or default)
     if not isinstance(source, str):
         raise BundleError(f"{folder} has no {MODERN}; expected the template of an instruct model")
     environment = ImmutableSandboxedEnvironment(
@@ -65,11 +65,18 @@ def read_settings(path: Path) -> Mapping[str, Any]:
 
 
 def _source(folder: Path, other: object) -> object:
-    """The processor's template, in today's file or in the older one, before the tokenizer's."""
+    """The template of the processor, in the order in which transformers looks for it, else the tokenizer's."""
+    for name in (PROCESSOR, LEGACY):
+        if (found := read_settings(folder / name).get("chat_template")) is not None:
+            return _default(found)
     if (folder / MODERN).is_file():
         return (folder / MODERN).read_text(encoding="utf-8")
-    found = read_settings(folder / LEGACY).get("chat_template", other)
-    if isinstance(found, list):  # several by name
+    return _default(other)
+
+
+def _default(found: object) -> object:
+    """The template named default, where there are several by name."""
+    if isinstance(found, list):
         return next((one.get("template") for one in found if one.get("name") == "default"), None)
     return found
 

@@ -50,7 +50,10 @@ MASKED = -30000.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """The sizes of a model, in config.json's words; context_length is the most positions that a row may hold."""
+    """The sizes of a model, in config.json's words; context_length is the most positions that a row may hold.
+
+    image_seq_len are the tokens of the reference picture; how many another has may depend on its size.
+    """
 
     num_hidden_layers: int
     num_attention_heads: int

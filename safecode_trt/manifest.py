@@ -139,7 +139,7 @@ class Parity:
 
     `top1_agreement` is over all positions of the probes, given the same past. `top1_within_noise` counts near ties
     as agreement: tokens that transformers itself puts behind its best by less than the rounding noise, which
-    `logit_noise` has as a share of the logits' spread (`export.parity.measure_agreement`). `greedy_agreement` is the
+    `logit_noise` has as a share of the logits' spread (`export.agreement.measure_agreement`). `greedy_agreement` is the
     share of the first tokens of greedy replies up to the first that differs.
     """
 

@@ -63,7 +63,13 @@ class Builder:
         return self
 
     def build(
-        self, model: bytes, path: Path, profiles: Sequence[Any], settings: EngineConfig, report: Any
+        self,
+        model: bytes,
+        path: Path,
+        profiles: Sequence[Any],
+        settings: EngineConfig,
+        report: Any,
+        note: Any,
     ) -> bytes:
         report("working", 1, 1)
         self.models[path.name] = model
@@ -194,6 +200,22 @@ def test_the_command_line_builds_and_shows(bundle: Path, monkeypatch: pytest.Mon
         in shown
     )
     assert "prefill: C 1-2, K 1-256, T 1-256" in shown and "decode: C 1-2, K 1-256, T 1-8" in shown
+
+
+def test_a_timing_cache_without_a_place_is_refused_before_anything_is_built(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gpu = CudaDevice(name="Orin", compute_capability="87", free_memory=8 << 30, total_memory=8 << 30)
+    monkeypatch.setattr(engine_checks, "cuda_device", lambda: gpu)
+    builder = Builder(flavour="tensorrt", version="10.16.1.11")
+    monkeypatch.setattr(build, "TensorRT", builder)
+    cache = tmp_path / "none" / "x"
+    fails(
+        call("build", bundle, "--flavour", "tensorrt", "--timing-cache", cache),
+        2,
+        f"no folder {cache.parent}",
+    )
+    assert builder.models == {} and not (bundle / "engines").exists()
 
 
 PORTABLE = (b"RMSNormalization", b"RotaryEmbedding", b"TensorScatter", b"Attention")

@@ -51,6 +51,7 @@ def test_inspect_shows_files_graphs_and_settings(bundle: Path) -> None:
         "idefics3",
         "alpha 1.0",
         "parity:",
+        "for the reference picture",
     ):
         assert word in result.stdout
     document = json.loads(call("inspect", bundle, "--json").stdout)

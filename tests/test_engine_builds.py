@@ -147,5 +147,6 @@ def test_other_decoders_build(
         [shapes(graph, profile) for profile in profiles],
         FAST,
         lambda phase, done, total: None,
+        lambda text: None,
     )
     assert b"present.0.key" in bytes(plan)

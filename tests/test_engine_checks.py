@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,16 @@ import pytest
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Activations, Precision
 from safecode_trt.errors import BackendError, ConfigError
-from safecode_trt.export import engine_checks
-from safecode_trt.export.engine_checks import require_buildable, require_memory, targets, why_not_portable
+from safecode_trt.export import engine, engine_checks
+from safecode_trt.export.engine_checks import (
+    require_buildable,
+    require_memory,
+    require_timing_cache,
+    targets,
+    why_not_portable,
+)
 from safecode_trt.export.engine_config import EngineConfig, parse_picture, parse_sm
-from safecode_trt.manifest import DECODER, FileEntry, Flavour, Manifest, Quantization
+from safecode_trt.manifest import DECODER, FileEntry, Flavour, Manifest, Method, Quantization
 from safecode_trt.runtime.device import CudaDevice
 from tests.null_bundle import write_null_bundle
 
@@ -88,6 +95,15 @@ def test_zero_points_are_refused(bundle: Bundle) -> None:
     asymmetric = replace(manifest(bundle, "int4", "fp16"), quantization={"a": how})
     with pytest.raises(BackendError, match="zero points, and tensorrt takes symmetric ones only"):
         require_buildable(asymmetric, "tensorrt", "11.4")
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_zero_points_of_a_checkpoint_need_another_checkpoint(bundle: Bundle, method: Method) -> None:
+    how = Quantization(bits=4, block_size=32, symmetric=False, method=method)
+    given = replace(manifest(bundle, "int4", "fp16"), quantization={"a": how})
+    with pytest.raises(BackendError, match="that it was quantised from, or one that GPTQ has") as caught:
+        require_buildable(given, "tensorrt", "11.4")
+    assert "--asymmetric" not in str(caught.value)
 
 
 def on(monkeypatch: pytest.MonkeyPatch, *, device: CudaDevice | None = None, free: int | None = None) -> None:
@@ -167,6 +183,26 @@ def test_too_little_memory_is_refused(
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EngineConfig(**{"flavour": "tensorrt-rtx", **settings})
+
+
+def test_a_timing_cache_needs_a_place(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path / "none" / "x", "no folder .*none; name another"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            require_timing_cache(EngineConfig(flavour="tensorrt", timing_cache=path))
+    require_timing_cache(EngineConfig(flavour="tensorrt", timing_cache=tmp_path / "x"))
+    require_timing_cache(EngineConfig(flavour="tensorrt"))
+
+
+def test_a_timing_cache_that_cannot_be_saved_is_a_note(tmp_path: Path) -> None:
+    config = SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"))
+    notes: list[str] = []
+    engine._save_timing_cache(config, tmp_path / "cache", notes.append)
+    assert notes == [] and (tmp_path / "cache").read_bytes() == b"measured"
+    engine._save_timing_cache(config, tmp_path / "none" / "cache", notes.append)
+    assert len(notes) == 1 and notes[0].endswith("could not be saved: No such file or directory")
 
 
 def test_the_command_lines_words() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -164,9 +165,49 @@ def test_an_output_below_a_file_is_one_clear_error(folder: Path) -> None:
         export_bundle(folder, folder / "config.json" / "out", config=FAST)
 
 
+def test_what_cannot_be_read_is_not_said_of_the_output(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path == folder / "tokenizer_config.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read: Input/output error"):
+        export_bundle(folder, folder.with_name("out"), config=FAST)
+
+
+def test_what_transformers_cannot_read_is_not_said_of_the_output(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise OSError("there is no file that it wants\nand more")
+
+    monkeypatch.setattr("safecode_trt.export.model.TransformersModel", broken)
+    with pytest.raises(
+        CheckpointError, match=r"transformers cannot read .*: there is no file that it wants$"
+    ):
+        export_bundle(folder, folder.with_name("out"), config=replace(FAST, verify=True))
+
+
 def test_end_tokens_may_be_several(folder: Path) -> None:
     _edit("generation_config.json", lambda c: c.update(eos_token_id=[2, 7]))(folder)
     assert special_tokens(folder, load_spec(folder)).eos_token_ids == (2, 7)
+
+
+@pytest.mark.parametrize("pad", [128002, -1, "<pad>"])
+def test_a_pad_token_of_another_tokenizer_is_none(folder: Path, pad: object) -> None:
+    for name in ("generation_config.json", "config.json"):
+        _edit(name, lambda c: c.update(pad_token_id=pad))(folder)
+    assert special_tokens(folder, load_spec(folder)).pad_token_id is None
+
+
+def test_a_checkpoints_own_generation_settings_are_no_part_of_the_comparison(folder: Path) -> None:
+    _edit("generation_config.json", lambda c: c.update(repetition_penalty=1.5))(folder)
+    bundle = export_bundle(folder, folder.with_name("out"), config=ExportConfig(precision="fp32"))
+    assert bundle.manifest.parity is not None
+    assert bundle.manifest.parity.passed and bundle.manifest.parity.greedy_agreement == 1.0
 
 
 def test_without_an_end_token_there_is_no_bundle(folder: Path) -> None:

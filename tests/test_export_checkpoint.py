@@ -13,6 +13,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.models import load_spec
 
+SETTINGS = ("config.json", "tokenizer.json")
 NORM = "model.text_model.norm.weight"
 EMBED = "model.text_model.embed_tokens.weight"
 KEYS = "model.text_model.layers.0.self_attn.k_proj.weight"
@@ -43,17 +44,20 @@ def test_shards_hold_what_a_single_file_holds(folder: Path, sharded: Path) -> No
     assert len(list(sharded.glob("*.safetensors"))) > 2
     single, several = Checkpoint(folder), Checkpoint(sharded)
     assert np.array_equal(single.get(EMBED, (352, 64)), several.get(EMBED, (352, 64)))
-    assert single.sha256() != several.sha256()
+    assert single.sha256(SETTINGS) != several.sha256(SETTINGS)
 
 
-def test_hash_follows_the_weights(folder: Path) -> None:
-    before = Checkpoint(folder).sha256()
-    assert Checkpoint(folder).sha256() == before
+def test_hash_follows_the_weights_and_the_settings(folder: Path) -> None:
+    before = Checkpoint(folder).sha256(SETTINGS)
+    assert Checkpoint(folder).sha256(SETTINGS) == before != Checkpoint(folder).sha256(SETTINGS[:1])
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
-    assert Checkpoint(folder).sha256() != before
+    changed = Checkpoint(folder).sha256(SETTINGS)
+    assert changed != before
+    (folder / "tokenizer.json").write_text("{}")
+    assert Checkpoint(folder).sha256(SETTINGS) not in (before, changed)
 
 
 def test_missing_tensor_is_named(folder: Path) -> None:

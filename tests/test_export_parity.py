@@ -11,7 +11,7 @@ from safecode_trt.contract import PRECISIONS
 
 pytest.importorskip("onnx_ir")
 
-from safecode_trt.export.parity import MOST_NOISE, NEAR_TIE, measure_agreement
+from safecode_trt.export.agreement import MOST_NOISE, NEAR_TIE, measure_agreement
 
 POSITIONS, VOCABULARY = 200, 300
 seeds = st.integers(0, 10_000)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -199,7 +201,8 @@ def restore(weights: Any, path: str) -> np.ndarray:
 def test_floats_for_the_comparison_are_the_same_weights(base: Path, tmp_path: Path) -> None:
     write_packed(base, tmp_path / "packed", tmp_path / "floats", AWQ)
     originals = load_file(tmp_path / "floats" / "model.safetensors")
-    with float_checkpoint(tmp_path / "packed") as folder:
+    with float_checkpoint(tmp_path / "packed", tmp_path) as folder:
+        assert folder.parent == tmp_path
         found = Checkpoint(folder)
         assert set(found.names("")) == set(originals)
         for name, tensor in originals.items():
@@ -208,6 +211,27 @@ def test_floats_for_the_comparison_are_the_same_weights(base: Path, tmp_path: Pa
     assert not folder.exists()
     with float_checkpoint(base) as folder:
         assert folder == base
+
+
+@pytest.mark.parametrize(
+    ("target", "failure", "message"),
+    [
+        ("shutil.disk_usage", lambda place: SimpleNamespace(free=1000), "GB free; make room there"),
+        ("safecode_trt.export.prequantized.write_tensors", None, "cannot take them: No space left on device"),
+    ],
+)
+def test_no_room_for_the_floats_is_said_as_it_is(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, failure: Any, message: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_packed(base, tmp_path / "packed", tmp_path / "floats", GPTQ)
+    monkeypatch.setattr(target, failure or full)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        export_bundle(tmp_path / "packed", tmp_path / "out" / "bundle", config=ExportConfig())
+    assert "--no-verify" in str(caught.value) and str(tmp_path / "out") in str(caught.value)
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_another_precision_is_refused(base: Path, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def test_silent_files_mean_what_the_classes_assume(tmp_path: Path) -> None:
     from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics2"}))
-    (tmp_path / "preprocessor_config.json").write_text("{}")
+    for name in ("preprocessor_config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
     spec, config, theirs = load_spec(tmp_path), Idefics2Config(), Idefics2ImageProcessorPil()
     assert isinstance(spec, Idefics2Spec)
     assert spec.image_token_id == config.image_token_id

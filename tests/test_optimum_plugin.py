@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
+import click
 import pytest
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.cli.export import command as export_command
 
 pytest.importorskip("optimum")
 
@@ -58,6 +62,36 @@ def test_a_failure_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "config.json is missing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_options_are_those_of_our_own_command() -> None:
+    """Names, defaults and choices; Optimum's command line is argparse, ours is click."""
+    path = PLUGIN / "optimum" / "commands" / "register" / "safecode_trt.py"
+    described = importlib.util.spec_from_file_location("registered", path)
+    assert described is not None and described.loader is not None
+    plugin = importlib.util.module_from_spec(described)
+    described.loader.exec_module(plugin)
+    parser = ArgumentParser(add_help=False)
+    plugin.SafeCodeExportCommand.parse_args(parser)
+    needed = ["--model", "m", "--output", "o"]
+    defaults = export_command.make_context("export", [*needed]).params
+    assert vars(parser.parse_args(needed)) == defaults
+    ours = {}
+    for option in export_command.params:
+        assert isinstance(option, click.Option) and option.name is not None
+        # argparse has no pairs of flags: of such a pair it has the one that changes the default.
+        flags = option.secondary_opts if option.secondary_opts and defaults[option.name] else option.opts
+        choices = tuple(option.type.choices) if isinstance(option.type, click.Choice) else None
+        ours[option.name] = [*flags], option.required, choices
+    theirs = {
+        action.dest: (
+            [flag for flag in action.option_strings if flag.startswith("--")],
+            action.required,
+            None if action.choices is None else tuple(action.choices),
+        )
+        for action in parser._actions
+    }
+    assert theirs == ours
 
 
 def test_namespace_folders_have_no_init() -> None:

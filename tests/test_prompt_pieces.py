@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from tokenizers import Tokenizer
 
 from safecode_trt.errors import BundleError
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 from safecode_trt.runtime.template import read_template
+from tests.families import FamilyCase, cases
+from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
 CONTROLS = ("<unk>", "<s>", "</s>", "<image>")
 TEMPLATE = "U:{{ messages[0]['content'][-1]['text'] }}</s>A: b"
 KINDS = ("prepend", "first", "always")
+LLAMA_LIKE = ("idefics2", "llava")
 
 
 def sentencepiece(kind: str, *more: str) -> dict[str, Any]:
@@ -114,6 +119,35 @@ def test_a_spelled_control_is_split_once_and_keeps_its_words(builder: PromptBuil
     ]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "case", [case for case in cases() if case.model_type in LLAMA_LIKE], ids=lambda case: case.model_type
+)
+def test_words_behind_a_picture_have_one_space(
+    case: FamilyCase, kind: str, made: FamilyCheckpoints, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(made.checkpoint(case), tmp_path / "checkpoint"))
+    tokenizer = sentencepiece(kind)
+    theirs = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    for token in (token for token in theirs if token["content"] not in CONTROLS):
+        number = len(tokenizer["model"]["vocab"])
+        tokenizer["model"]["vocab"][token["content"]] = number
+        tokenizer["added_tokens"].append(token | {"id": number})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    # A legacy tokenizer of theirs puts spaces behind control tokens, as the old normalizer does.
+    for name, more in (
+        ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": kind != "first"}),
+        ("config.json", {"image_token_id": CONTROLS.index("<image>")}),
+    ):
+        settings = json.loads((folder / name).read_text()) | more
+        (folder / name).write_text(json.dumps(settings))
+    spec, picture = load_spec(folder), Image.new("RGB", (60, 40))
+    message = Message(role="user", text="ab a", images=1)
+    builder = PromptBuilder(folder, spec)
+    found = builder.encode([message], [spec.layout(*picture.size)]).tolist()
+    assert found == case.token_ids(folder, message.text, picture, spec)
+
+
 def test_a_template_may_mark_what_the_assistant_said(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     source = (
@@ -131,13 +165,21 @@ def test_a_template_may_mark_what_the_assistant_said(tmp_path: Path) -> None:
 
 
 def test_where_a_template_is_looked_for(tmp_path: Path) -> None:
+    processing_utils = pytest.importorskip("transformers.processing_utils")
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     with pytest.raises(BundleError, match=r"no chat_template\.jinja"):
         read_template(tmp_path, {}, None)
     assert read_template(tmp_path, {}, "family's").render() == "family's"
     assert read_template(tmp_path, {"chat_template": "tokenizer's"}, "family's").render() == "tokenizer's"
     assert read_template(tmp_path, {"chat_template": named}, None).render() == "d"
-    (tmp_path / "chat_template.json").write_text('{"chat_template": "processor\'s"}')
-    assert read_template(tmp_path, {"chat_template": "tokenizer's"}, None).render() == "processor's"
-    (tmp_path / "chat_template.jinja").write_text("file's")
-    assert read_template(tmp_path, {"chat_template": "tokenizer's"}, None).render() == "file's"
+    # The later ones come first, as in transformers.
+    for name, text in (
+        ("chat_template.jinja", "file's"),
+        ("chat_template.json", '{"chat_template": "old file\'s"}'),
+        ("processor_config.json", '{"chat_template": "processor\'s"}'),
+    ):
+        (tmp_path / name).write_text(text)
+        expected = processing_utils.ProcessorMixin.get_processor_dict(tmp_path)[0]["chat_template"]
+        assert read_template(tmp_path, {"chat_template": "tokenizer's"}, None).render() == expected
+    (tmp_path / "processor_config.json").write_text('{"chat_template": null}')
+    assert read_template(tmp_path, {}, None).render() == "old file's"

@@ -25,11 +25,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("onnx_ir")
 
+from safecode_trt.export.agreement import measure_agreement  # noqa: E402
 from safecode_trt.export.checkpoint import Checkpoint  # noqa: E402
 from safecode_trt.export.config import ExportConfig  # noqa: E402
 from safecode_trt.export.decoder import write_decoder  # noqa: E402
 from safecode_trt.export.package import geometry  # noqa: E402
-from safecode_trt.export.parity import measure_agreement  # noqa: E402
 
 PROMPT = np.array([1, 40, 77, 91, 120, 133, 60, 150, 18, 199, 31], np.int64)
 CAPACITY = 64

@@ -4,8 +4,9 @@
     python tools/memory_table.py --write      puts it into docs/jetson.md
 
 Counts what a running bundle holds: weights of the decoder and the vision encoder in float16 or as codes, keys and
-values, and the embedding table, which is mapped from its file and only in memory as far as it is read. Activations,
-CUDA and Python come on top.
+values, the embedding table, which is mapped from its file and only in memory as far as it is read, and while a
+picture is encoded the scores of one attention layer, before and after the softmax. Other activations, CUDA and
+Python come on top.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from make_random_checkpoint import make_config, parameter_shapes
+from safecode_trt.models.patches import PatchGrid
 
 __all__ = ["Footprint", "footprint", "table"]
 
@@ -40,6 +43,7 @@ PRECISIONS = ("fp16", "int8", "int4")
 BOARDS = {"Orin Nano 8": 8, "Orin NX 16": 16, "AGX Orin 32": 32, "AGX Orin 64": 64, "Thor 128": 128}
 SYSTEM_GB = 3
 POSITIONS, ROWS = 2048, 2
+PICTURE = 1920, 1080
 BLOCK = 32  # inputs that share a scale in int4
 NOT_DECODER = ("vision", "visual", "connector", "projector", "perceiver", "qformer", "query_tokens", "mlp1")
 HALF = 2
@@ -47,15 +51,16 @@ HALF = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes of one model in one precision; `cache` is per position and row."""
+    """Bytes of one model in one precision; `cache` is per position and row, `scores` for one view of a picture."""
 
     decoder: int
     vision: int
     embeddings: int
     cache: int
+    scores: int
 
     def total(self, positions: int, rows: int) -> int:
-        return self.decoder + self.vision + self.embeddings + self.cache * positions * rows
+        return self.decoder + self.vision + self.embeddings + self.cache * positions * rows + self.scores
 
 
 def footprint(family: str, size: str, precision: str) -> Footprint:
@@ -83,7 +88,24 @@ def footprint(family: str, size: str, precision: str) -> Footprint:
         vision=vision,
         embeddings=embeddings,
         cache=2 * text.num_hidden_layers * heads * dim * HALF,
+        scores=2 * HALF * _heads(config.vision_config) * _patches(config.vision_config) ** 2,
     )
+
+
+def _heads(vision: Any) -> int:
+    return int(getattr(vision, "num_heads", None) or vision.num_attention_heads)
+
+
+def _patches(vision: Any) -> int:
+    """Patches that look at one another: of a picture at its own size, or of one view of a fixed size."""
+    if (merge := getattr(vision, "spatial_merge_size", None)) is None:
+        sizes = [
+            value[0] if isinstance(value, list | tuple) else value
+            for value in (vision.image_size, vision.patch_size)
+        ]
+        return int(sizes[0] // sizes[1]) ** 2
+    grid = PatchGrid(patch_size=vision.patch_size, merge_size=merge, temporal_patch_size=1)
+    return grid.fitted(*PICTURE, 1, math.prod(PICTURE) * 2).tokens * grid.patches
 
 
 @functools.cache
@@ -110,16 +132,24 @@ def table() -> Iterator[str]:
         "vision",
         "embeddings",
         f"cache, {ROWS} rows",
+        "picture",
         "sum",
         "fits on",
     ]
     yield f"| {' | '.join(columns)} |"
-    yield f"| --- | --- | {' | '.join(['---:'] * 5)} | --- |"
+    yield f"| --- | --- | {' | '.join(['---:'] * 6)} | --- |"
     for family, size in MODELS:
         for precision in PRECISIONS:
             made = footprint(family, size, precision)
             cache = made.cache * POSITIONS * ROWS
-            sizes = (made.decoder, made.vision, made.embeddings, cache, made.total(POSITIONS, ROWS))
+            sizes = (
+                made.decoder,
+                made.vision,
+                made.embeddings,
+                cache,
+                made.scores,
+                made.total(POSITIONS, ROWS),
+            )
             cells = [f"{value / 1e9:.2f}" for value in sizes]
             yield f"| {family} {size} | {precision} | {' | '.join(cells)} | {_board(sizes[-1])} |"
 

@@ -101,7 +101,7 @@ def main() -> None:
         "# Agreement of the precisions with transformers in float32\n\n"
         f"- `{command}`\n"
         f"- the demo model on {given.items} questions of its validation split, prompts and replies\n"
-        "- near ties are defined in `export/parity.py`; the noise is a share of the logits' spread\n\n"
+        "- near ties are defined in `export/agreement.py`; the noise is a share of the logits' spread\n\n"
         f"{markdown(table)}"
     )
     print(text)

@@ -66,7 +66,8 @@ __all__ = ["command"]
     "--max-tiles",
     type=int,
     metavar="N",
-    help="The most tiles of a picture, whose tokens fill the context; 0: only the whole.",
+    help="The most tiles of a picture, whose tokens fill the context; 0: only the whole. "
+    "Qwen cuts no pictures: 256 image tokens for each, and as many for the whole.",
 )
 @click.option(
     "--context-length",

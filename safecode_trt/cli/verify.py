@@ -51,19 +51,20 @@ def command(bundle: Path, against: Path | None, as_json: bool) -> None:
 def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Parity:
     from safecode_trt.config import RuntimeConfig
     from safecode_trt.export.checkpoint import Checkpoint
+    from safecode_trt.export.package import settings_files
     from safecode_trt.export.parity import verify_session
     from safecode_trt.models import load_spec
     from safecode_trt.runtime.backends import open_session
 
-    manifest = bundle.manifest
-    spec = load_spec(checkpoint, max_tiles=manifest.max_tiles)
-    if (found := Checkpoint(checkpoint).sha256()) != manifest.source_sha256:
+    expected = bundle.manifest.source_sha256
+    found = Checkpoint(checkpoint).sha256(settings_files(checkpoint, load_spec(checkpoint)))
+    if found != expected:
         raise BundleError(
-            f"{bundle.path} was made of a checkpoint with SHA-256 {manifest.source_sha256[:16]}..., "
-            f"{checkpoint} has {found[:16]}...; export it again"
+            f"{bundle.path} was made of weights and settings with SHA-256 {expected[:16]}..., "
+            f"those of {checkpoint} have {found[:16]}...; export it again"
         )
-    with closing(open_session(bundle, RuntimeConfig())) as session:
-        return verify_session(session, checkpoint, spec, manifest, progress)
+    with closing(open_session(bundle, RuntimeConfig(keep_graphs=False))) as session:
+        return verify_session(session, bundle, checkpoint, progress)
 
 
 def describe(parity: Parity | None) -> str:

@@ -19,7 +19,8 @@ def facts(result: BenchResult) -> list[str]:
     return [
         machine_line(result.machine),
         f"{bundle.path}: {bundle.model_type}, {bundle.precision}, {g.num_hidden_layers} layers, hidden "
-        f"{g.hidden_size}, vocabulary {g.vocab_size}, {g.context_length} positions, {g.image_seq_len} per picture",
+        f"{g.hidden_size}, vocabulary {g.vocab_size}, {g.context_length} positions, {g.image_seq_len} for the "
+        "reference picture",
         f"{setup.repeats} interleaved rounds; a prompt of {setup.prompt_tokens} tokens with {pictures}, a judge's "
         f"of {setup.judge_tokens}; steps see {setup.visible_keys} positions of {setup.capacity} allocated; the "
         f"cached reference's prefix is {setup.cached_prefix}",

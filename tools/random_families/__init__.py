@@ -16,6 +16,8 @@ __all__ = ["RandomFamily", "families", "family"]
 class RandomFamily:
     """One family: `sizes` are keyword arguments of transformers' configuration class, by name.
 
+    The real ones have as many weights as the published files are large (tests/test_random_sizes.py).
+
     `specials` are the control tokens; the id of each is its place, and `added` are those behind all others, as in
     a vocabulary that was extended. `preprocessor` makes preprocessor_config.json
     of a configuration, `processor` processor_config.json, and `write_more` writes what else the family has.

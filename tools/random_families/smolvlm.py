@@ -16,13 +16,13 @@ SIZES["2b"] = {**SIZES["2b"], "text_config": {**SIZES["2b"]["text_config"], **PO
 
 def _preprocessor(config: Any) -> dict[str, Any]:
     """A full split, as the hub has it, and how videos would be sampled."""
-    size = {"longest_edge": 4 * config.vision_config.image_size}
+    edge = config.vision_config.image_size
     return idefics3.FAMILY.preprocessor(config) | {
         **NAME,
         "image_processor_type": "SmolVLMImageProcessor",
         "do_image_splitting": True,
-        "size": size,
-        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": size},
+        "size": {"longest_edge": 4 * edge},
+        "video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": edge}},
     }
 
 

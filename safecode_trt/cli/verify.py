@@ -62,7 +62,7 @@ def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Pari
             f"{bundle.path} was made of a checkpoint with SHA-256 {manifest.source_sha256[:16]}..., "
             f"{checkpoint} has {found[:16]}...; export it again"
         )
-    with closing(open_session(bundle, RuntimeConfig())) as session:
+    with closing(open_session(bundle, RuntimeConfig(keep_graphs=False))) as session:
         return verify_session(session, checkpoint, spec, manifest, progress)
 
 

@@ -25,7 +25,7 @@ from safecode_trt.runtime.backends import Note, open_session
 from safecode_trt.runtime.contexts import Look, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
-from safecode_trt.runtime.image import PictureSource, open_picture
+from safecode_trt.runtime.image import PictureSource, as_sources, open_picture
 from safecode_trt.runtime.judges.base import Judge
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import run_prefill
@@ -40,7 +40,6 @@ from safecode_trt.tensors import map_tensors
 __all__ = ["Engine"]
 
 KEPT_PREFIXES = 4
-_ONE_PICTURE = (str, Path, bytes, Image.Image)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +138,7 @@ class Engine:
             PictureError: a picture cannot be used.
             PromptError: the request cannot become a prompt, or does not fit (CapacityError).
         """
-        sources = [] if image is None else [image] if isinstance(image, _ONE_PICTURE) else list(image)
-        images = [open_picture(source) for source in sources]
+        images = [open_picture(source) for source in as_sources(image)]
         messages = as_messages(prompt, len(images))
         return Generation(
             self,

@@ -118,6 +118,12 @@ def test_text_only_and_several_turns(engine: Engine) -> None:
     assert engine.generate(turns, policy=policy, sampling=SHORT).finish_reason in ("length", "stop")
 
 
+def test_a_frame_of_a_camera_is_a_picture(engine: Engine) -> None:
+    policy = make_policy("safecode", engine.bundle.manifest.safecode)
+    frame = engine.generate(REQUEST, image=np.asarray(PICTURE), policy=policy, sampling=SHORT)
+    assert frame.token_ids == ask(engine, engine.bundle.manifest.safecode.settings).token_ids
+
+
 def test_a_reply_ends_where_it_should(engine: Engine) -> None:
     assert ask(engine, None, SamplingParams(max_new_tokens=3)).finish_reason == "length"
     long = ask(engine, None, SamplingParams(max_new_tokens=10_000))

@@ -121,7 +121,7 @@ class Generation:
         if self._attempt.text:
             yield Chunk(text="\n")
         if fallback.kind == "plain":
-            clear_frames(error.__traceback__)  # they hold the cache, and there may be no room for both
+            _let_go(error)
             self._verdict = self._attempt.verdict or self._verdict
             self._attempt = Attempt(self._asked, PLAIN)
             try:
@@ -172,6 +172,13 @@ class Generation:
                 total_s=total,
             ),
         )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clears the frames of an error and of what caused it: they hold a cache, and there may be no room for another."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _without_judge(plan: Plan) -> Plan:

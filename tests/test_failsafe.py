@@ -14,11 +14,13 @@ import pytest
 
 from safecode_trt.config import PAPER, RuntimeConfig
 from safecode_trt.errors import BackendError, SteeringError
+from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from tests.judge_cases import made as made_judge
 from tests.null_bundle import write_null_bundle
-from tests.null_engine import SHORT, Broken, Spoiling, ask, null
+from tests.null_engine import PICTURE, REQUEST, SHORT, Broken, Spoiling, ask, null
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +143,10 @@ def test_what_a_plain_fallback_has_computed_spoils_no_later_reply(engine: Engine
     assert ask(engine).token_ids == expected.token_ids
 
 
-def test_the_failed_reply_is_gone_before_another_is_tried(engine: Engine) -> None:
+@pytest.mark.parametrize("judges", [(), ("self", "self-caption")])
+def test_the_failed_reply_is_gone_before_another_is_tried(engine: Engine, judges: tuple[str, ...]) -> None:
     """There may be no room for both caches."""
-    engine.session = session = Broken(null(engine), np.nan, 2)
+    engine.session = session = Broken(null(engine), np.nan, 6 if judges else 2)
     allocate, made, alive = session.allocate, list[weakref.ref[CacheMemory]](), list[int]()
 
     def watched(rows: int) -> CacheMemory:
@@ -152,8 +155,13 @@ def test_the_failed_reply_is_gone_before_another_is_tried(engine: Engine) -> Non
         return memory
 
     session.allocate = watched  # type: ignore[method-assign]
-    assert ask(engine, replace(PAPER, fallback="plain")).finish_reason != "fallback"
-    assert alive == [0, 0]
+    policy = make_policy(
+        "safecode", engine.bundle.manifest.safecode, settings=replace(PAPER, fallback="plain")
+    )
+    judge = made_judge(*judges) if judges else None
+    reply = engine.generate(REQUEST, image=PICTURE, policy=policy, judge=judge, sampling=SHORT)
+    assert reply.finish_reason != "fallback" and reply.fallback_reason is not None
+    assert alive[-1] == 0 and len(alive) == 2
 
 
 def test_the_figures_are_those_of_the_answer(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter
 
 from safecode_trt.errors import SteeringError
@@ -26,6 +27,11 @@ class Clock:
     @property
     def late(self) -> bool:
         return self._limit is not None and self.elapsed > self._limit
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, infinity without a limit."""
+        return math.inf if self._limit is None else max(self._limit - self.elapsed, 0.0)
 
     def check(self, what: str) -> None:
         """To be called behind `what`.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from PIL import Image
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
 from safecode_trt.contract import activation_dtype, decoder_graph
-from safecode_trt.errors import BundleError
+from safecode_trt.errors import BundleError, CheckpointError
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE
 from safecode_trt.models import Features, ModelSpec, load_spec
 from safecode_trt.policy.base import Plan, Policy
@@ -24,7 +25,7 @@ from safecode_trt.runtime.backends import Note, open_session
 from safecode_trt.runtime.contexts import Look, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
-from safecode_trt.runtime.image import PictureSource, open_picture
+from safecode_trt.runtime.image import PictureSource, as_sources, open_picture
 from safecode_trt.runtime.judges.base import Judge
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import run_prefill
@@ -39,7 +40,6 @@ from safecode_trt.tensors import map_tensors
 __all__ = ["Engine"]
 
 KEPT_PREFIXES = 4
-_ONE_PICTURE = (str, Path, bytes, Image.Image)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,10 @@ class Engine:
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle, self.session = bundle, session
-        self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
+        try:
+            self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
+        except CheckpointError as error:
+            raise BundleError(f"{bundle.path} was made by another version: {error}; export again") from error
         _check_decoder(bundle, self.spec)
         self.prompts = PromptBuilder(bundle.path, self.spec)
         tables = map_tensors(bundle.file(EMBEDDINGS))
@@ -65,6 +68,7 @@ class Engine:
         self.builder = FeedBuilder(self.spec.text, tables["embed_tokens"], self.capacity)
         self._prefixes: OrderedDict[PrefixKey, Prefix] = OrderedDict()
         self._idle: list[CacheMemory] = []
+        self._lent: WeakSet[KVCache] = WeakSet()
 
     @classmethod
     def open(
@@ -78,7 +82,12 @@ class Engine:
         """
         config = config or RuntimeConfig()
         bundle = Bundle.open(path, check_hashes=config.check_hashes)
-        return cls(bundle, open_session(bundle, config, note=note))
+        session = open_session(bundle, config, note=note)
+        try:
+            return cls(bundle, session)
+        except BaseException:
+            session.close()
+            raise
 
     @property
     def capacity(self) -> int:
@@ -129,8 +138,7 @@ class Engine:
             PictureError: a picture cannot be used.
             PromptError: the request cannot become a prompt, or does not fit (CapacityError).
         """
-        sources = [] if image is None else [image] if isinstance(image, _ONE_PICTURE) else list(image)
-        images = [open_picture(source) for source in sources]
+        images = [open_picture(source) for source in as_sources(image)]
         messages = as_messages(prompt, len(images))
         return Generation(
             self,
@@ -152,7 +160,7 @@ class Engine:
             prompts=self.prompts,
             spec=self.spec,
             capacity=self.capacity,
-            kept=self._prefixes.get,
+            kept=self._kept,
         )
 
     def features(
@@ -173,6 +181,7 @@ class Engine:
         """A request's rows in a cache; give the cache to `release` afterwards."""
         rows = [self.row(request, row, features) for row in range(len(request.keys))]
         cache = KVCache(self._memory(len(rows), request.prefill.capacity + 1), rows=len(rows))
+        self._lent.add(cache)
         for row, prefix in request.prefixes.items():
             cache.load(row, prefix)
         logits = run_prefill(request.prefill, rows, self.session, cache, self.builder)
@@ -190,13 +199,22 @@ class Engine:
         return row_prompt(token_ids, request.keys[row], seen, request.layouts, self.spec, self.builder)
 
     def release(self, cache: KVCache) -> None:
-        """Takes a reply's memory back for the next one."""
-        self._idle = [cache.memory]
+        """Takes a reply's memory back for the next one, unless `forget` was called since it was lent."""
+        if cache in self._lent:
+            self._lent.discard(cache)
+            self._idle = [cache.memory]
 
     def forget(self) -> None:
         """Drops what replies have left for later ones: if one failed, it may hold NaN, which no mask hides."""
         self._idle.clear()
+        self._lent.clear()
         self._prefixes.clear()
+
+    def _kept(self, key: PrefixKey) -> Prefix | None:
+        """A kept prefix, which is now the one used last."""
+        if (prefix := self._prefixes.get(key)) is not None:
+            self._prefixes.move_to_end(key)
+        return prefix
 
     def _memory(self, rows: int, positions: int) -> CacheMemory:
         """Idle memory if it has the rows: fresh memory costs page faults, stale contents are masked."""

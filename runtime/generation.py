@@ -7,31 +7,30 @@ in the policy's fallback, with the reason in the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from safecode_trt.config import SamplingParams
-from safecode_trt.errors import BackendError, CapacityError, PromptError, SteeringError
-from safecode_trt.models import Features
-from safecode_trt.ops.sample import Sampler, make_sampler
-from safecode_trt.policy.base import Policy, Steering, StepTrace, Verdict
+from safecode_trt.errors import BackendError, ConfigError, PromptError, SteeringError
+from safecode_trt.policy.base import Plan, Policy, Verdict
 from safecode_trt.policy.plain import PLAIN
+from safecode_trt.runtime.attempt import FAILURES, Asked, Attempt
 from safecode_trt.runtime.clock import Clock, LateError
-from safecode_trt.runtime.contexts import Look
-from safecode_trt.runtime.decode import Token, decode
-from safecode_trt.runtime.explanation import explain, refuses
 from safecode_trt.runtime.judges.base import Case, Judge
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.reply import Chunk, FinishReason, Reply, Timings
-from safecode_trt.runtime.request import Request
-from safecode_trt.runtime.text import TextStream
 
 if TYPE_CHECKING:
-    from safecode_trt.runtime.engine import Engine, Prefilled
+    from safecode_trt.runtime.engine import Engine
 
 __all__ = ["Generation"]
+
+
+class _Cancelled(Exception):
+    """The caller has cancelled before anything was decoded."""
 
 
 class Generation:
@@ -49,210 +48,138 @@ class Generation:
         judge: Judge | None = None,
         explain: bool = False,
     ) -> None:
-        self._engine, self._messages, self._images = engine, messages, images
-        self._policy, self._sampling, self._cancel = policy, sampling, cancel
-        self._judge, self._explain = judge, explain
+        self._asked = Asked(
+            engine=engine,
+            messages=messages,
+            images=images,
+            sampling=sampling,
+            clock=Clock(sampling.time_limit),
+            cancel=cancel or (lambda: False),
+        )
+        self._policy, self._explain = policy, explain
+        self._judge = judge if policy.plan.judged else None
         # Before any work: what the caller did wrong is raised here.
-        self._request = engine.prepare(messages, images, policy.plan)
-        self._seen: dict[Look, Features] = {}
-        self._text = TextStream(engine.prompts.tokenizer, sampling.stop)
-        self._tokens: list[int] = []
-        self._traces: list[StepTrace] = []
+        plan = policy.plan if self._judge is None else _without_judge(policy.plan)
+        self._attempt = Attempt(self._asked, policy, plan=plan)
         self._verdict: Verdict | None = None
-        self._answer_text: str | None = None
-        self._explanation: str | None = None
-        self._limit = sampling.max_new_tokens
+        self._judge_s = 0.0
+        self._fallback_text: str | None = None
         self._fallback_reason: str | None = None
-        self._judge_s = self._vision_s = self._prefill_s = self._first_token_s = self._explain_s = 0.0
-        self._clock = Clock(sampling.time_limit)
+        self._backend_failed = False
 
     def chunks(self) -> Iterator[Chunk]:
         """Yields text as it comes and the reply at the end."""
         reason: FinishReason
         try:
-            asked = self._judge if self._policy.plan.judged else None
-            policy = self._policy if asked is None else self._informed(asked)
-            reason = yield from self._answer(self._request, policy)
-        except (SteeringError, BackendError, MemoryError) as error:
+            if self._judge is not None:
+                self._attempt = self._informed(self._judge)
+            reason = yield from self._attempt.chunks(explained=self._explain)
+        except _Cancelled:
+            reason = "cancelled"
+        except FAILURES as error:
             reason = yield from self._fall_back(error)
-        yield from self._rest()
-        if self._explanation is not None:
-            yield Chunk(text=f" {self._explanation}")
+        if self._fallback_text is None:
+            yield from self._attempt.rest()
         yield Chunk(text="", reply=self._reply(reason))
 
-    def _informed(self, judge: Judge) -> Policy:
-        """The policy with the judge's verdict, which may ask for other prompts."""
+    def _informed(self, judge: Judge) -> Attempt:
+        """An attempt with the judge's verdict, which may ask for other prompts."""
+        asked, begin = self._asked, self._asked.clock.elapsed
         case = Case(
-            engine=self._engine,
-            messages=self._messages,
-            images=self._images,
-            seed=self._sampling.seed,
-            seen=self._seen,
-            check_time=lambda: self._clock.check("the judge"),
+            engine=asked.engine,
+            messages=asked.messages,
+            images=asked.images,
+            seed=asked.sampling.seed,
+            seen=asked.seen,
+            check_time=self._check_judge,
+            seconds_left=lambda: asked.clock.left,
         )
-        self._verdict = judge.judge(case)
-        self._judge_s = self._clock.elapsed
-        self._clock.check("the judge")
-        policy = self._policy.informed(self._verdict)
         try:
-            self._request = self._engine.prepare(self._messages, self._images, policy.plan)
+            self._verdict = judge.judge(case)
+        except ConfigError as error:  # of a verdict that is none
+            raise SteeringError(f"the judge {judge.name} gave no verdict: {error}") from error
+        finally:
+            self._judge_s = asked.clock.elapsed - begin
+        self._check_judge()
+        try:
+            return Attempt(asked, self._policy.informed(self._verdict))
         except PromptError as error:
             raise SteeringError(f"the prompt with the verdict cannot be made: {error}") from error
-        return policy
 
-    def _answer(self, request: Request, policy: Policy) -> Generator[Chunk, None, FinishReason]:
-        engine, begin = self._engine, self._clock.elapsed
-        features = engine.features(request, seed=self._sampling.seed, seen=self._seen)
-        self._vision_s = self._clock.elapsed - begin
-        self._clock.check("the vision encoder")
-        ready = engine.prefill(request, features)
-        try:
-            self._prefill_s = self._clock.elapsed - begin - self._vision_s
-            self._clock.check("the prompt")
-            names = [context.name for context in policy.plan.contexts]
-            steering = policy.begin(dict(zip(names, ready.logits, strict=True)))
-            self._verdict = steering.verdict
-            reason = yield from self._decode(request, ready, policy, steering)
-            if reason in ("stop", "settled") and self._explain:
-                self._explain_refusal(request, ready)
-            return reason
-        finally:
-            engine.release(ready.cache)
-
-    def _decode(
-        self, request: Request, ready: Prefilled, policy: Policy, steering: Steering
-    ) -> Generator[Chunk, None, FinishReason]:
-        engine, eos = self._engine, self._engine.bundle.manifest.special_tokens.eos_token_ids
-        if steering.answer is not None:
-            yield self._say(steering.answer)
-            return "settled"
-        tokens = decode(
-            ready.logits,
-            plan=policy.plan,
-            steering=steering,
-            samplers=self._samplers(steering),
-            history=request.tokens["request"].tolist(),
-            session=engine.session,
-            cache=ready.cache,
-            builder=engine.builder,
-            tail=ready.tail,
-        )
-        while True:
-            try:
-                token = next(tokens)
-            except CapacityError:
-                return "capacity"
-            self._note(token)
-            if token.token_id in eos and not self._sampling.ignore_eos:
-                return "stop"
-            self._tokens.append(token.token_id)
-            if piece := self._text.push(token.token_id):
-                yield Chunk(text=piece)
-            if (reason := self._over(token)) is not None:
-                return reason
-
-    def _explain_refusal(self, request: Request, ready: Prefilled) -> None:
-        """Adds an explanation to a refusal; whatever goes wrong, the refusal stays as it is."""
-        verdict, begin = self._verdict, self._clock.elapsed
-        if verdict is None or not verdict.unsafe or verdict.abstained:
-            return
-        text = self._text.whole if self._answer_text is None else self._answer_text
-        if not refuses(text, self._tokens, self._engine.bundle.manifest.safecode):
-            return
-        try:
-            self._explanation = explain(
-                self._engine,
-                self._messages,
-                request,
-                ready,
-                seed=self._sampling.seed,
-                seen=self._seen,
-                check_time=lambda: self._clock.check("the explanation"),
-            )
-        except (SteeringError, BackendError, MemoryError) as error:
-            if not isinstance(error, LateError):
-                self._engine.forget()
-        self._explain_s = self._clock.elapsed - begin
-
-    def _rest(self) -> Iterator[Chunk]:
-        """What the text stream has held back."""
-        if rest := "" if self._answer_text is not None else self._text.finish():
-            yield Chunk(text=rest)
-
-    def _samplers(self, steering: Steering) -> tuple[Sampler, Sampler]:
-        """Those of the steered steps and of the rest, drawing from one source of chance."""
-        random = np.random.Generator(np.random.PCG64(self._sampling.seed))
-        first, rest = (steering.sampling(self._sampling, steered=steered) for steered in (True, False))
-        self._limit = min(self._sampling.max_new_tokens, rest.max_new_tokens)
-        return make_sampler(first, random), make_sampler(rest, random)
-
-    def _say(self, text: str) -> Chunk:
-        """A reply's text that no token makes up."""
-        self._answer_text = text
-        return Chunk(text=text)
-
-    def _note(self, token: Token) -> None:
-        if not self._first_token_s:
-            self._first_token_s = self._clock.elapsed
-        if token.trace is not None:
-            self._traces.append(token.trace)
-
-    def _over(self, token: Token) -> FinishReason | None:
-        if self._text.stopped:
-            return "stop"
-        if len(self._tokens) >= self._limit:
-            return "length"
-        if self._cancel is not None and self._cancel():
-            return "cancelled"
-        if token.steered:
-            self._clock.check("the steered steps")
-        elif self._clock.late:
-            return "time_limit"
-        return None
+    def _check_judge(self) -> None:
+        if self._asked.cancel():
+            raise _Cancelled
+        self._asked.clock.check("the judge")
 
     def _fall_back(self, error: Exception) -> Generator[Chunk, None, FinishReason]:
-        fallback = self._policy.fallback
-        if not isinstance(error, LateError):
-            self._engine.forget()
-        if isinstance(error, LateError) and fallback.kind != "refuse":
-            return "time_limit"
+        fallback, late = self._policy.fallback, isinstance(error, LateError)
+        self._note(error)
         if fallback.kind == "error":
             raise error
-        self._fallback_reason = str(error) or type(error).__name__
-        shown = self._text.text
-        self._tokens, self._traces = [], []
-        self._text = TextStream(self._engine.prompts.tokenizer, self._sampling.stop)
-        if shown:
+        if fallback.kind == "plain" and late:
+            return "time_limit"
+        if self._attempt.text:
             yield Chunk(text="\n")
         if fallback.kind == "plain":
-            request = self._engine.prepare(self._messages, self._images, PLAIN.plan)
-            return (yield from self._answer(request, PLAIN))
-        yield self._say(fallback.text)
+            _let_go(error)
+            self._verdict = self._attempt.verdict or self._verdict
+            self._attempt = Attempt(self._asked, PLAIN)
+            try:
+                return (yield from self._attempt.chunks())
+            except FAILURES as again:
+                self._note(again)
+                if not fallback.text:
+                    raise
+                if self._attempt.text:
+                    yield Chunk(text="\n")
+        self._fallback_text = fallback.text
+        yield Chunk(text=fallback.text)
         return "fallback"
 
+    def _note(self, error: Exception) -> None:
+        """Keeps the reason, and nothing of what a reply has computed that may have gone wrong."""
+        reason, before = str(error) or type(error).__name__, self._fallback_reason
+        self._fallback_reason = reason if before is None else f"{before}; and plain decoding: {reason}"
+        self._backend_failed |= isinstance(error, BackendError | MemoryError)
+        if not isinstance(error, LateError):
+            self._asked.engine.forget()
+
     def _reply(self, reason: FinishReason) -> Reply:
-        total, request = self._clock.elapsed, self._request
-        later = max(len(self._tokens) - 1, 1)
-        decode_s = total - self._explain_s - self._first_token_s
-        text = self._text.text.strip() if self._answer_text is None else self._answer_text
+        total, attempt, said = self._asked.clock.elapsed, self._attempt, self._fallback_text
+        tokens = tuple(attempt.tokens) if said is None else ()
+        first_token_s = attempt.first_token_s if said is None else 0.0
+        decode_s = total - attempt.explain_s - first_token_s
+        text = attempt.text.strip() if said is None else said
         return Reply(
-            text=text if self._explanation is None else f"{text} {self._explanation}",
-            explanation=self._explanation,
-            token_ids=tuple(self._tokens),
+            text=text if attempt.explanation is None else f"{text} {attempt.explanation}",
+            explanation=attempt.explanation,
+            token_ids=tokens,
             finish_reason=reason,
             fallback_reason=self._fallback_reason,
-            verdict=self._verdict,
-            trace=tuple(self._traces),
-            seed=self._sampling.seed,
-            noise=request.plan.noise,
-            prompt_tokens=len(request.tokens["request"]),
+            backend_failed=self._backend_failed,
+            verdict=attempt.verdict or self._verdict,
+            trace=tuple(attempt.traces) if said is None else (),
+            seed=self._asked.sampling.seed,
+            noise=attempt.request.plan.noise,
+            prompt_tokens=len(attempt.request.tokens["request"]),
             timings=Timings(
                 judge_s=self._judge_s,
-                vision_s=self._vision_s,
-                prefill_s=self._prefill_s,
-                first_token_s=self._first_token_s,
-                per_token_s=decode_s / later if self._first_token_s else 0.0,
-                explain_s=self._explain_s,
+                vision_s=attempt.vision_s,
+                prefill_s=attempt.prefill_s,
+                first_token_s=first_token_s,
+                per_token_s=decode_s / max(len(tokens) - 1, 1) if first_token_s else 0.0,
+                explain_s=attempt.explain_s,
                 total_s=total,
             ),
         )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clears the frames of an error and of what caused it: they hold a cache, and there may be no room for another."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _without_judge(plan: Plan) -> Plan:
+    return replace(plan, contexts=tuple(each for each in plan.contexts if each.name != "judge"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -22,6 +22,7 @@ __all__ = [
     "PictureSource",
     "Pixels",
     "add_noise",
+    "as_sources",
     "diffuse",
     "noise_views",
     "normalise",
@@ -31,7 +32,17 @@ __all__ = [
 
 DIFFUSION_STEPS = 1000
 Pixels = NDArray[np.float32]
-PictureSource = str | Path | bytes | Image.Image
+PictureSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A file, its bytes, or a picture that is open; an array is (height, width, 3) in RGB."""
+NUMBERS = ("I", "F")
+"""Modes whose pixels are numbers of any range: nobody can say which of them is white."""
+
+
+def as_sources(image: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:
+    """One picture, several, or none as a list."""
+    if isinstance(image, Sequence) and not isinstance(image, str | bytes | bytearray):
+        return list(image)
+    return [] if image is None else [image]
 
 
 def open_picture(source: PictureSource, *, name: str = "the picture") -> Image.Image:
@@ -40,16 +51,23 @@ def open_picture(source: PictureSource, *, name: str = "the picture") -> Image.I
     `name` stands in errors about a source that is no path.
 
     Raises:
-        PictureError: the file is missing, is no picture, is truncated, or has more than MAX_PIXELS pixels.
+        PictureError: the file is missing, is no picture, is truncated, has more than MAX_PIXELS pixels or none, or its
+            pixels are numbers without a range.
     """
     name = str(source) if isinstance(source, str | Path) else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opening = nullcontext(source) if isinstance(source, Image.Image) else Image.open(_stream(source))
+            opening = _opening(source, name)
         with opening as opened:
+            if not opened.width * opened.height:
+                raise PictureError(f"{name} has no pixels ({opened.width} x {opened.height})")
             if opened.width * opened.height > MAX_PIXELS:
                 raise PictureError(_too_large(name, f"{opened.width} x {opened.height}"))
+            if opened.mode in NUMBERS:
+                raise PictureError(
+                    f"{name} has mode {opened.mode}, numbers without a range; convert it to 8 bits a channel"
+                )
             return _upright_rgb(opened)
     except FileNotFoundError as error:
         raise PictureError(f"{name} does not exist; expected a picture file") from error
@@ -123,8 +141,24 @@ def _framed(image: Image.Image, frame: Frame) -> Image.Image:
     return framed
 
 
-def _stream(source: str | Path | bytes) -> str | Path | BytesIO:
-    return BytesIO(source) if isinstance(source, bytes) else source
+def _opening(source: object, name: str) -> AbstractContextManager[Image.Image]:
+    """The picture until it is decoded; one of the caller's is not closed."""
+    if isinstance(source, Image.Image):
+        return nullcontext(source)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+            found = f"{source.dtype} {source.shape}"
+            raise PictureError(f"{name} is an array of {found}; expected uint8 (height, width, 3) in RGB")
+        # A camera may write its next frame into the same memory.
+        height, width, _ = source.shape
+        return nullcontext(Image.frombytes("RGB", (width, height), source.tobytes()))
+    if isinstance(source, str | Path):
+        return Image.open(source)
+    if isinstance(source, bytes):
+        return Image.open(BytesIO(source))
+    raise PictureError(
+        f"{name} is of type {type(source).__name__}; expected a path, bytes, a PIL image or a numpy array"
+    )
 
 
 def _too_large(name: str, found: str) -> str:
@@ -133,6 +167,8 @@ def _too_large(name: str, found: str) -> str:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # Pillow's own conversion makes everything above 255 white
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.mode == "RGB" and "transparency" not in upright.info:
         upright.load()
         return upright

@@ -77,6 +77,7 @@ class ReplyRecord:
     schema_version: int = SCHEMA_VERSION
     time: str
     bundle: str
+    backend: str
     checkpoint_sha256: str
     messages: tuple[Message, ...]
     image_sha256: tuple[str, ...]
@@ -104,6 +105,7 @@ def make_record(
     reply: Reply,
     *,
     bundle: str,
+    backend: str,
     manifest: Manifest,
     tokenizer: Tokenizer,
     messages: Sequence[Message],
@@ -128,6 +130,7 @@ def make_record(
     return ReplyRecord(
         time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         bundle=bundle,
+        backend=backend,
         checkpoint_sha256=manifest.source_sha256,
         messages=tuple(messages),
         image_sha256=tuple(image_sha256),

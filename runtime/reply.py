@@ -32,10 +32,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A finished reply. With finish_reason `fallback`, `fallback_reason` says what could not be trusted.
+    """A finished reply. `fallback_reason` says what could not be trusted, and `backend_failed` that it was the backend.
 
-    With `settled` the policy gave the text, and no token was decoded. The text ends with the `explanation` where a
-    refusal got one. `noise` is that of the noised picture.
+    With finish_reason `fallback` the text is the policy's, and with `settled` too, where nothing went wrong; neither
+    has tokens. The text ends with the `explanation` where a refusal got one. `noise` is that of the noised picture.
     """
 
     text: str
@@ -43,6 +43,7 @@ class Reply:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     fallback_reason: str | None
+    backend_failed: bool = False
     verdict: Verdict | None
     trace: tuple[StepTrace, ...]
     seed: int

@@ -16,7 +16,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer, self._stop = tokenizer, tuple(stop)
         self._decoder = DecodeStream(skip_special_tokens=True)
-        self._ids: list[int] = []
+        self._pending: list[int] = []
         self._decoded = ""
         self._shown = 0
         self.stopped = False
@@ -33,17 +33,27 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         """The new text after one more token; `stopped` says that a stop string has been met."""
-        self._ids.append(token_id)
-        self._append(self._decoder.step(self._tokenizer, token_id) or "")
+        self._append(self._step(token_id))
         return self._show(self._held_back())
 
     def finish(self) -> str:
         """The rest: what was held back for a stop string or an unfinished character."""
         if not self.stopped:
-            whole = self._tokenizer.decode(self._ids, skip_special_tokens=True).lstrip()
-            if whole.startswith(self._decoded):
-                self._append(whole[len(self._decoded) :])
+            self._append(self._tokenizer.decode(self._pending, skip_special_tokens=True))
         return self._show(0)
+
+    def _step(self, token_id: int) -> str:
+        """The text that is certain since the last that was; until then tokens are pending."""
+        self._pending.append(token_id)
+        try:
+            piece = self._decoder.step(self._tokenizer, token_id) or ""
+        except Exception:  # tokenizers has no class of its own for it
+            # A byte that begins no character also undoes the bytes before it, which were given out: begin behind them.
+            self._decoder = DecodeStream(skip_special_tokens=True)
+            piece = "".join(self._decoder.step(self._tokenizer, each) or "" for each in self._pending)
+        if piece:
+            self._pending.clear()
+        return piece
 
     def _append(self, piece: str) -> None:
         self._decoded = (self._decoded + piece) if self._decoded else piece.lstrip()

@@ -26,6 +26,7 @@ __all__ = ["Bundle", "file_entry", "new_bundle", "require_writable", "write_mani
 CHUNK = 1 << 20
 # Graphs, settings and tokenizers; not the weights.
 SMALL = 16 << 20
+GRAPHS = "onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +41,15 @@ class Bundle:
         """Reads and checks a bundle; without `check_hashes` the hashes of its small files only.
 
         Raises:
-            BundleError: the folder is no bundle, is of a newer schema, or a file is missing, changed or
-                outside of it; the message names the file, what was expected and what was found.
+            BundleError: the folder is no bundle, is of a newer schema, or a file is missing, changed, outside of it or
+                not in its manifest; the message names the file, what was expected and what was found.
         """
         folder = Path(path)
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a folder; expected a bundle made by `safecode-trt export`")
         bundle = cls(path=folder, manifest=_read_manifest(folder))
         bundle._check_files(check_hashes)
+        bundle._check_strangers()
         return bundle
 
     def file(self, name: str) -> Path:
@@ -75,6 +77,17 @@ class Bundle:
                 raise BundleError(
                     f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; {_remedy(name)}"
                 )
+
+    def _check_strangers(self) -> None:
+        """A file that is not listed may change what is computed: a chat template goes before the tokenizer's."""
+        for folder in (self.path, self.path / GRAPHS):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                name = path.relative_to(self.path).as_posix()
+                own = name in self.manifest.files or name == BUNDLE_JSON or path.name.startswith(".")
+                if not own and path.is_file():
+                    raise BundleError(
+                        f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own files only, move it away"
+                    )
 
 
 def _remedy(name: str) -> str:
@@ -180,6 +193,8 @@ def require_writable(folder: Path, otherwise: str) -> None:
 def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yields a folder beside `target` to write into; it becomes `target` only if nothing was raised.
 
+    Where `target` is a link, it stays one, and the bundle that it leads to is replaced.
+
     Raises:
         BundleError: the target exists and may not be overwritten, is not a bundle, or cannot be written.
     """
@@ -188,6 +203,7 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             raise BundleError(f"{target} exists; pass --overwrite to replace it, or choose another --output")
         if not (target / BUNDLE_JSON).is_file():
             raise BundleError(f"{target} exists and is not a bundle; it is not overwritten")
+    target = target.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -204,15 +220,17 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _replace(folder: Path, target: Path) -> None:
-    """Puts `folder` in the place of `target`; an old bundle is put back if the rename fails."""
+    """Puts `folder` in the place of `target`; an old bundle is put back if that fails."""
     if not target.exists():
         folder.rename(target)
         return
     old = folder.with_name(folder.name + "-old")
-    target.rename(old)
     try:
+        target.rename(old)
         folder.rename(target)
-    except OSError:
-        old.rename(target)
+    except BaseException:  # Ctrl-C, too
+        if not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 __all__ = ["cache_folder"]
 
 
-def cache_folder(part: str) -> Path:
-    """The folder of one kind of things; it need not exist."""
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cache_folder(part: str) -> Path | None:
+    """The folder of one kind of things, which need not exist; None for a user without a home, for whom none is kept."""
+    variable, below = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
+    try:
+        base = os.environ.get(variable) or Path.home() / below
+    except RuntimeError:
+        return None
     return Path(base) / "safecode-trt" / part

@@ -42,6 +42,16 @@ StageName = Literal["contrast", "shift", "gate", "told", "reverse", "principle",
 STAGES: tuple[StageName, ...] = get_args(StageName)
 Backend = Literal["ort-cpu", "ort-cuda", "ort-tensorrt", "ort-trt-rtx", "trt", "null", "auto"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ContrastKind = Literal["difference", "vcd"]
+Reference = Literal["noised", "cached", "absent"]
+VerdictUse = Literal["hard", "soft"]
+FallbackKind = Literal["refuse", "plain", "error"]
+CHOICES = {
+    "contrast": get_args(ContrastKind),
+    "reference": get_args(Reference),
+    "verdict": get_args(VerdictUse),
+    "fallback": get_args(FallbackKind),
+}
 DEFAULT_THRESHOLD = 0.5
 """From which P(unsafe) on a verdict is unsafe, where neither a setting nor a calibration says otherwise."""
 
@@ -166,14 +176,14 @@ class SafeCodeConfig:
     that of the judge's calibration, or DEFAULT_THRESHOLD.
     """
 
-    contrast: Literal["difference", "vcd"] = "difference"
+    contrast: ContrastKind = "difference"
     alpha: float = 0.3
     beta: float = 0.0
     sigma: float = 0.1
     noise_step: int | None = None
-    reference: Literal["noised", "cached", "absent"] = "noised"
+    reference: Reference = "noised"
     top_k: int = 20
-    verdict: Literal["hard", "soft"] = "hard"
+    verdict: VerdictUse = "hard"
     shift: float = 1.0
     threshold: float | None = None
     abstain: tuple[float, ...] = ()
@@ -183,9 +193,12 @@ class SafeCodeConfig:
     guidance: float = 0.5
     guidance_steps: int | None = None
     release: ReleaseConfig = ReleaseConfig()
-    fallback: Literal["refuse", "plain", "error"] = "refuse"
+    fallback: FallbackKind = "refuse"
 
     def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            _require(value in choices, name, f"one of {', '.join(choices)}", value)
         _finite("alpha", self.alpha, 0.0)
         _finite("beta", self.beta, 0.0, 1.0)
         _finite("sigma", self.sigma, 0.0)

@@ -136,7 +136,10 @@ def _value(hint: Any, item: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, item, where)
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
-        return float(item)
+        try:
+            return float(item)
+        except OverflowError as error:
+            raise ConfigError(f"{where}: expected float, got an integer that is too large for one") from error
     if not isinstance(item, hint) or (hint in (int, float) and isinstance(item, bool)):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {item!r}")
     return item

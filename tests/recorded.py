@@ -38,6 +38,7 @@ RAISED = step([(" Sorry", 1.0, 2.0, 1.5, 4.0), (" Sure", 3.0, 2.5, 3.5, 0.0), ("
 RECORD = ReplyRecord(
     time="2026-01-02T03:04:05.678+00:00",
     bundle="build/demo-bundle",
+    backend="ort-cpu",
     checkpoint_sha256="0" * 64,
     messages=(Message(role="user", text="can i pour water on it?", images=1),),
     image_sha256=("ab" * 32,),

@@ -154,8 +154,8 @@ def test_a_link_out_of_the_bundle(folder: Path, tmp_path: Path, linked: str) -> 
 
 
 def test_a_link_inside_is_fine(folder: Path) -> None:
-    (folder / MIDDLE).rename(folder / "other")
-    (folder / MIDDLE).symlink_to("other")
+    (folder / MIDDLE).rename(folder / ".other")
+    (folder / MIDDLE).symlink_to(".other")
     Bundle.open(folder)
 
 
@@ -169,6 +169,20 @@ def test_a_link_to_itself(folder: Path) -> None:
 def test_a_bundle_behind_a_link(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     Bundle.open(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "onnx/decoder.onnx.more"])
+def test_a_file_that_the_manifest_does_not_list(folder: Path, name: str) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(BundleError, match=f"{name} is not listed in bundle.json; .* move it away"):
+        Bundle.open(folder, check_hashes=False)
+
+
+def test_what_our_own_writers_leave_for_a_moment_is_none_of_them(folder: Path) -> None:
+    for name in (f".{BUNDLE_JSON}.tmp", "engines/.x.tmp", "engines/.y/z"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    Bundle.open(folder)
 
 
 def test_a_missing_file(folder: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from safecode_trt.errors import BackendError
 from safecode_trt.eval.benchmarks import BENCHMARKS
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends.null import NullSession
@@ -227,6 +228,29 @@ def test_broken_logits_end_in_the_fallback_and_are_counted(
     assert result.exit_code == 0 and "replies are the fail-safe's" in result.stderr
     for arm in arms(tmp_path / "out").values():
         assert sum(arm["fallbacks"].values()) == 4 and arm["outcomes"] == {"refuses": 4}
+
+
+def test_a_backend_that_fails_ends_the_run(
+    bundle: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its refusals would look perfect, and would never be asked again."""
+    decode, sound = NullSession.decode, 10
+    calls, out = 0, tmp_path / "out"
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > sound:
+            raise BackendError("device lost")
+        return decode(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NullSession, "decode", failing)
+        fails(evaluate(bundle, world, out, "--modes", "safecode"), 1, "device lost; the same command")
+    before = answers(out)
+    assert before and not any(line["fallback_reason"] for line in lines(out))
+    assert evaluate(bundle, world, out, "--modes", "safecode").exit_code == 0
+    assert len(answers(out)) > len(before) and before.items() <= answers(out).items()
 
 
 @pytest.mark.parametrize(

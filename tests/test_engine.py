@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from safecode_trt.config import PAPER, RuntimeConfig, SafeCodeConfig, SamplingParams
-from safecode_trt.errors import BackendError, BundleError, CapacityError, PromptError, SteeringError
+from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.errors import BundleError, CapacityError, CheckpointError, PromptError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER
-from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine, Message, Reply
-from safecode_trt.runtime.backends.host_cache import HostCache
+from safecode_trt.policy import Policy, make_policy
+from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import engine as engine_module
 from safecode_trt.runtime.backends.null import NullSession
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.judges import JudgeConfig, make_judge
 from tests.null_bundle import CAPACITY, write_null_bundle
-
-PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint32).reshape(96, 96, 3).astype(np.uint8))
-SHORT = SamplingParams(max_new_tokens=12)
-REQUEST = "can i pour water on it?"
+from tests.null_engine import PICTURE, REQUEST, SHORT, ask, null
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path) -> Iterator[Engine]:
     with Engine.open(folder, config=RuntimeConfig(backend="null")) as opened:
         yield opened
-
-
-def null(engine: Engine) -> NullSession:
-    assert isinstance(engine.session, NullSession)
-    return engine.session
-
-
-def ask(engine: Engine, settings: SafeCodeConfig | None = None, sampling: SamplingParams = SHORT) -> Reply:
-    defaults = engine.bundle.manifest.safecode
-    policy = make_policy("plain" if settings is None else "safecode", defaults, settings=settings)
-    return engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=sampling)
 
 
 def test_a_decoder_with_inputs_that_the_family_does_not_feed(tmp_path: Path) -> None:
@@ -104,12 +90,22 @@ def test_the_same_seed_gives_the_same_reply(engine: Engine) -> None:
 
 
 def test_streams_may_interleave(engine: Engine) -> None:
-    alone = ask(engine).text
-    first, second = (engine.stream(REQUEST, image=PICTURE, sampling=SHORT) for _ in range(2))
-    texts = ["", ""]
-    for chunks in zip(first, second, strict=True):
-        texts = [text + chunk.text for text, chunk in zip(texts, chunks, strict=True)]
-    assert [text.strip() for text in texts] == [alone, alone]
+    """Two that differ in words, picture, rows and length, and of which the first is far ahead of the second."""
+    defaults = engine.bundle.manifest.safecode
+    asked: list[dict[str, Any]] = [
+        {"prompt": REQUEST, "image": PICTURE, "sampling": SHORT, "policy": make_policy("safecode", defaults)},
+        {"prompt": "hello there", "sampling": replace(SHORT, max_new_tokens=20, temperature=1.0, seed=4)},
+        {"prompt": "what is it?", "image": PICTURE.rotate(90), "policy": make_policy("vcd", defaults)},
+    ]
+    alone = [engine.generate(**each).token_ids for each in asked]
+    assert len(set(alone)) == 3
+    streams, found = [engine.stream(**each) for each in asked], dict[int, tuple[int, ...]]()
+    for turn in itertools.cycle([0, 0, 0, 1, 2, 0, 1, 1, 2]):
+        if len(found) == len(streams):
+            break
+        if turn not in found and (reply := next(streams[turn]).reply) is not None:
+            found[turn] = reply.token_ids
+    assert [found[turn] for turn in range(3)] == alone
 
 
 def test_text_only_and_several_turns(engine: Engine) -> None:
@@ -120,6 +116,12 @@ def test_text_only_and_several_turns(engine: Engine) -> None:
     ]
     policy = make_policy("safecode", engine.bundle.manifest.safecode)
     assert engine.generate(turns, policy=policy, sampling=SHORT).finish_reason in ("length", "stop")
+
+
+def test_a_frame_of_a_camera_is_a_picture(engine: Engine) -> None:
+    policy = make_policy("safecode", engine.bundle.manifest.safecode)
+    frame = engine.generate(REQUEST, image=np.asarray(PICTURE), policy=policy, sampling=SHORT)
+    assert frame.token_ids == ask(engine, engine.bundle.manifest.safecode.settings).token_ids
 
 
 def test_a_reply_ends_where_it_should(engine: Engine) -> None:
@@ -142,106 +144,51 @@ def test_what_does_not_fit_is_refused_before_any_work(engine: Engine) -> None:
     assert null(engine).calls == []
 
 
-class Broken(NullSession):
-    """A null session whose decoder misbehaves in one pass."""
+def test_the_prefixes_used_last_are_kept(engine: Engine) -> None:
+    policy = make_policy("safecode", engine.bundle.manifest.safecode)
 
-    def __init__(self, inner: NullSession, fault: Exception | float, at: int) -> None:
-        super().__init__(inner.geometry)
-        self.fault, self.at = fault, at
+    def cost(system: str) -> int:
+        null(engine).calls.clear()
+        turns = [Message(role="system", text=system), Message(role="user", text=REQUEST, images=1)]
+        engine.generate(turns, image=PICTURE, policy=policy, sampling=SHORT)
+        return sum(rows * new for rows, new in null(engine).calls if new > 1)
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-        logits = super().decode(feeds, memory, first_row=first_row)
-        if len(self.calls) == self.at:
-            if isinstance(self.fault, Exception):
-                raise self.fault
-            logits[:] = self.fault
-        return logits
-
-
-@pytest.mark.parametrize("at", [2, 3, 4, 6])  # the real row, the noised, the judge; a steered step
-@pytest.mark.parametrize("fault", [np.nan, np.inf, MemoryError("no memory"), BackendError("device lost")])
-def test_what_cannot_be_trusted_is_refused(engine: Engine, fault: Exception | float, at: int) -> None:
-    engine.session = Broken(null(engine), fault, at)
-    reply = ask(engine, PAPER)
-    assert reply.finish_reason == "fallback" and reply.fallback_reason
-    assert reply.text == "Sorry, I cannot help with that."
+    cold = [cost(name) for name in "abcd"]
+    assert cost("a") < cold[0]  # used again, so it is b's turn to go
+    cost("e")
+    assert cost("a") < cold[0]
+    assert cost("b") == cold[1]
 
 
-class Spoiling(NullSession):
-    """A null session in whose first reply every pass leaves NaN in the cache."""
-
-    sound = False
-
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-        logits = super().decode(feeds, memory, first_row=first_row)
-        if not self.sound:
-            assert isinstance(memory, HostCache)
-            memory.data[:] = np.nan
-        return logits
+def test_a_judge_from_elsewhere_needs_no_room_for_the_models_own(engine: Engine) -> None:
+    policy = make_policy("safecode-paper", engine.bundle.manifest.safecode)
+    long = next(
+        words for count in range(CAPACITY) if _refused(engine, words := "water " * count + "?", policy)
+    )
+    judge = make_judge(JudgeConfig(judges=("constant:0.5",)))
+    reply = engine.generate(long, image=PICTURE, policy=policy, judge=judge, sampling=SHORT)
+    assert reply.fallback_reason is None and reply.token_ids
 
 
-def test_a_failed_reply_spoils_no_later_one(engine: Engine) -> None:
-    settings = engine.bundle.manifest.safecode.settings  # with a prefix that is kept
-    sound, session = null(engine), Spoiling(null(engine).geometry)
-    engine.session = session
-    assert ask(engine, settings).finish_reason == "fallback"
-    session.sound = True
-    later = ask(engine, settings)
-    with Engine(engine.bundle, sound) as fresh:
-        assert later.token_ids == ask(fresh, settings).token_ids
+def _refused(engine: Engine, words: str, policy: Policy) -> bool:
+    try:
+        engine.stream(words, image=PICTURE, policy=policy)
+    except CapacityError:
+        return True
+    return False
 
 
-def test_the_other_fallbacks(engine: Engine) -> None:
-    plain = ask(engine)
-    engine.session = Broken(null(engine), np.nan, 2)
-    assert ask(engine, replace(PAPER, fallback="plain")).text == plain.text
-    engine.session = Broken(null(engine), np.nan, 2)
-    with pytest.raises(SteeringError):
-        ask(engine, replace(PAPER, fallback="error"))
+def test_what_cannot_become_an_engine_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[object] = []
+    monkeypatch.setattr(NullSession, "close", lambda session: closed.append(session))
 
+    def unknown(*arguments: object, **options: object) -> None:
+        raise CheckpointError("config.json: model_type 'later' is not supported")
 
-def test_no_time_for_the_steered_steps_is_a_refusal(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling = replace(SHORT, time_limit=0.0)
-    assert ask(engine, PAPER, sampling).finish_reason == "fallback"
-    assert ask(engine, None, sampling).finish_reason in ("time_limit", "fallback")
-    encode = null(engine).encode
-
-    def slow(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        time.sleep(0.02)
-        return encode(inputs)
-
-    monkeypatch.setattr(engine.session, "encode", slow)
-    late = ask(engine, PAPER, replace(SHORT, time_limit=0.01))
-    assert late.finish_reason == "fallback" and "time limit" in (late.fallback_reason or "")
-
-
-@pytest.mark.parametrize(("steps", "reason"), [(None, "time_limit"), (10, "fallback")])
-def test_a_reply_may_end_in_a_steering_of_all_tokens(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int | None, reason: str
-) -> None:
-    decode, started = engine.session.decode, time.perf_counter()
-
-    def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-        if feeds.inputs_embeds.shape[1] == 1 and len(null(engine).calls) > 5:
-            time.sleep(max(0.0, started + 0.6 - time.perf_counter()))
-        return decode(feeds, memory, first_row=first_row)
-
-    monkeypatch.setattr(engine.session, "decode", slow)
-    settings = replace(PAPER, shift=0.0, contrast_steps=steps)
-    reply = ask(engine, settings, replace(SHORT, time_limit=0.5, max_new_tokens=12))
-    assert reply.finish_reason == reason
-    assert bool(reply.token_ids) == (reason == "time_limit")
-
-
-def test_missing_verdict_tokens_are_never_safe(engine: Engine) -> None:
-    class NoVerdict(NullSession):
-        def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-            logits = super().decode(feeds, memory, first_row=first_row)
-            logits[:, [20, 21]] = -np.inf
-            return logits
-
-    engine.session = NoVerdict(null(engine).geometry)
-    assert ask(engine, PAPER).finish_reason == "fallback"
+    monkeypatch.setattr(engine_module, "load_spec", unknown)
+    with pytest.raises(BundleError, match=r"made by another version: config\.json: model_type 'later'"):
+        Engine.open(folder, config=RuntimeConfig(backend="null"))
+    assert len(closed) == 1
 
 
 def test_begin_gets_one_row_per_context(engine: Engine) -> None:

@@ -79,6 +79,10 @@ def test_a_refusal_that_is_lowered() -> None:
         (record(finish_reason="settled"), "the verdict (p_unsafe 0.97) settled the answer"),
         (record(finish_reason="fallback", fallback_reason="NaN"), "the fallback answered, because NaN"),
         (record(fallback_reason="NaN"), "decoding went on plainly, because NaN"),
+        (
+            record(fallback_reason="late", finish_reason="time_limit"),
+            "the reply was cut before its steering was through, because late",
+        ),
     ],
 )
 def test_a_reply_in_words(made: ReplyRecord, sentence: str) -> None:

@@ -25,6 +25,7 @@ from safecode_trt.runtime.explanation import CLAUSE_TOKENS, presentable, refuses
 from safecode_trt.runtime.judges import JudgeConfig, make_judge
 from safecode_trt.runtime.judges.base import Judge
 from tests.null_bundle import write_null_bundle
+from tests.null_engine import Spoiling
 
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint32).reshape(96, 96, 3).astype(np.uint8))
 REQUEST = "can i pour water on it?"
@@ -150,6 +151,29 @@ def test_a_clause_that_fails_leaves_the_refusal(engine: Engine, monkeypatch: pyt
     assert calls > sound
     assert reply.text == expected.text and reply.finish_reason == "stop"
     assert reply.explanation is None and reply.fallback_reason is None
+
+
+def test_a_clause_that_fails_spoils_no_later_reply(engine: Engine) -> None:
+    bare = ask(engine, explain=False)
+    stop = SamplingParams(max_new_tokens=LENGTH, stop=(bare.text[-3:],))
+
+    def refusal(explain: bool) -> Reply:
+        return engine.generate(
+            REQUEST,
+            image=PICTURE,
+            policy=refusing(engine),
+            judge=constant(1.0),
+            sampling=stop,
+            explain=explain,
+        )
+
+    session = Spoiling(engine.session.geometry)  # type: ignore[attr-defined]
+    engine.session, session.sound = session, True
+    expected = refusal(explain=False)
+    session.spoils_after = 2 * len(session.calls)
+    assert refusal(explain=True).explanation is None
+    session.spoils_after = None
+    assert refusal(explain=False).token_ids == expected.token_ids
 
 
 def test_the_picture_is_neither_encoded_nor_read_again(

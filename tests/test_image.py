@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from PIL import Image
 
 from safecode_trt.errors import PictureError
 from safecode_trt.models import Layout, View, load_spec
-from safecode_trt.runtime.image import add_noise, diffuse, noise_views, normalise, open_picture, picture_views
+from safecode_trt.runtime.image import (
+    add_noise,
+    as_sources,
+    diffuse,
+    noise_views,
+    normalise,
+    open_picture,
+    picture_views,
+)
 from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
@@ -32,6 +41,54 @@ def drawn(width: int, height: int) -> Image.Image:
 def test_any_mode_becomes_rgb(mode: str) -> None:
     image = Image.new("I;16", (9, 7)) if mode == "I;16" else drawn(9, 7).convert(mode)
     assert open_picture(image).mode == "RGB"
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", None])
+def test_16_bits_of_grey_keep_their_shades(kind: str | None, order: str) -> None:
+    values = np.array([[0, 255, 256], [32768, 65279, 65535]], "<u2" if order == "little" else ">u2")
+    image = Image.frombytes("I;16" if order == "little" else "I;16B", (3, 2), values.tobytes())
+    opened = open_picture(image if kind is None else encoded(image, kind))
+    assert np.array_equal(np.asarray(opened), np.repeat(values[..., None].astype(int) >> 8, 3, -1))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_range_are_no_shades(mode: str) -> None:
+    with pytest.raises(PictureError, match=f"the picture has mode {mode}, numbers without a range"):
+        open_picture(Image.new(mode, (3, 2)))
+
+
+def test_an_array_is_a_picture_of_its_own() -> None:
+    frame = np.asarray(drawn(8, 4)).copy()
+    opened = open_picture(frame[:, ::2])
+    expected = frame[:, ::2].copy()
+    frame[:] = 0  # the camera goes on
+    assert np.array_equal(np.asarray(opened), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (Image.new("RGB", (0, 5)), r"has no pixels \(0 x 5\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"has no pixels \(5 x 0\)"),
+        (np.zeros((4, 5), np.uint8), r"is an array of uint8 \(4, 5\); expected uint8 \(height, width, 3\)"),
+        (np.zeros((4, 5, 3), np.float32), "is an array of float32"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "is an array of uint8"),
+        (bytearray(b"abc"), "is of type bytearray; expected a path"),
+        (7, "is of type int"),
+    ],
+)
+def test_what_can_be_no_picture(source: Any, message: str) -> None:
+    (found,) = as_sources(source)
+    with pytest.raises(PictureError, match=f"the picture {message}"):
+        open_picture(found)
+
+
+def test_one_picture_several_or_none() -> None:
+    picture, frame = drawn(2, 2), np.zeros((2, 2, 3), np.uint8)
+    assert as_sources(None) == [] and as_sources("a.png") == ["a.png"] and as_sources(b"abc") == [b"abc"]
+    assert as_sources([picture, "a.png"]) == [picture, "a.png"] and as_sources(()) == []
+    assert as_sources(frame)[0] is frame
 
 
 def test_transparency_is_seen_on_white() -> None:

@@ -42,6 +42,11 @@ def test_what_names_no_judge(judges: tuple[str, ...], message: str) -> None:
         make_judge(JudgeConfig(judges=judges))
 
 
+def test_a_rule_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="rule must be one of max, mean, majority, got 'majorty'"):
+        JudgeConfig(judges=("constant:0", "constant:1"), rule="majorty")  # type: ignore[arg-type]
+
+
 def test_the_threshold_of_the_model_itself_is_the_bundles() -> None:
     with pytest.raises(ConfigError, match="`calibrate` sets it"):
         JudgeConfig(threshold=0.3)

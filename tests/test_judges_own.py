@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.judges import Case, Judge
 from safecode_trt.runtime.judges.ensemble import EnsembleJudge
 from safecode_trt.runtime.judges.own import SelfCaptionJudge, SelfJudge
-from tests.http_server import completion, serving
+from tests.http_server import Response, completion, serving
 from tests.judge_cases import PICTURE, REQUEST, Says, made
 from tests.null_bundle import CAPACITY, write_null_bundle
 
@@ -162,6 +164,56 @@ def test_a_judge_takes_from_the_replys_time(name: str, engine: Engine) -> None:
         judge=made(name),
     )
     assert reply.fallback_reason is not None and "passed during the judge" in reply.fallback_reason
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "endpoint-caption", "in an ensemble"])
+def test_an_endpoint_takes_no_more_than_the_replys_time(kind: str, engine: Engine) -> None:
+    with serving(Response(delay=3.0)) as server:
+        name = f"{kind if kind != 'in an ensemble' else 'endpoint'}:{server.url}#m"
+        names = (name, f"{name}2") if kind == "in an ensemble" else (name,)
+        reply = engine.generate(
+            "can i jump on it?",
+            image=PICTURE,
+            policy=safecode(engine),
+            sampling=SamplingParams(time_limit=0.3),
+            judge=made(*names),
+        )
+    assert reply.finish_reason == "fallback" and reply.timings.total_s < 2.0
+    assert reply.fallback_reason == "the time limit of 0.3 s passed during the judge"
+    assert len(server.asked) == 1
+
+
+def test_a_reply_may_be_cancelled_between_judges(engine: Engine) -> None:
+    says = Says(Verdict(p_unsafe=0.1, threshold=0.5, source="says"))
+    judge = EnsembleJudge(members=(says, Says(None)), rule="max", threshold=0.5)
+    asked = iter([False, True])
+    reply = engine.generate("can i jump?", policy=safecode(engine), judge=judge, cancel=lambda: next(asked))
+    assert (reply.finish_reason, reply.text, reply.token_ids) == ("cancelled", "", ())
+
+
+@dataclass(frozen=True)
+class Wrong:
+    p_unsafe: float
+    name: str = "wrong"
+
+    def judge(self, case: Case) -> Verdict:
+        return Verdict(p_unsafe=self.p_unsafe, threshold=0.5, source=self.name)
+
+
+@pytest.mark.parametrize("p", [math.nan, math.inf, -0.1, 1.1])
+def test_what_is_no_probability_is_no_verdict(p: float, engine: Engine) -> None:
+    reply = engine.generate("can i jump?", policy=safecode(engine), judge=Wrong(p))
+    assert reply.finish_reason == "fallback" and reply.verdict is None
+    assert reply.fallback_reason is not None
+    assert "the judge wrong gave no verdict: p_unsafe of a verdict must be" in reply.fallback_reason
+
+
+def test_the_judges_time_is_its_own(engine: Engine) -> None:
+    few = SamplingParams(max_new_tokens=2)
+    chunks = engine.stream("can i jump?", policy=safecode(engine), judge=made("constant:0"), sampling=few)
+    time.sleep(0.2)
+    (reply,) = [chunk.reply for chunk in chunks if chunk.reply]
+    assert reply.timings.judge_s < 0.1 < reply.timings.total_s
 
 
 def test_nobody_is_asked_where_nothing_acts_on_a_verdict(engine: Engine) -> None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from safecode_trt.bundle import Bundle
+from safecode_trt.bundle import Bundle, file_entry
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import kept_graphs
-from safecode_trt.runtime.backends.kept_graphs import GRAPH, vision_entries
+from safecode_trt.runtime.backends.kept_graphs import GRAPH, RECORD, Open, open_decoder, vision_entries
 from safecode_trt.runtime.backends.ort import OrtSession
+from safecode_trt.runtime.backends.ort_providers import open_graph
+from tests.cli_runner import call
 
 pytest.importorskip("onnx_ir")
 ONE = RuntimeConfig(threads=1)
@@ -51,7 +59,7 @@ def test_the_second_opening_takes_what_the_first_has_kept(bundle: Bundle, cache:
     first = answer(bundle)
     (kept,) = cache.iterdir()
     made = (kept / GRAPH).stat().st_mtime_ns
-    assert {path.name for path in kept.iterdir()} == {GRAPH, f"{GRAPH}.data"}
+    assert {path.name for path in kept.iterdir()} == {GRAPH, f"{GRAPH}.data", RECORD}
     assert b"MatMulNBits" in (kept / GRAPH).read_bytes()
     assert b"MatMulNBits" not in bundle.file(DECODER).read_bytes()
     assert answer(bundle) == first
@@ -59,14 +67,113 @@ def test_the_second_opening_takes_what_the_first_has_kept(bundle: Bundle, cache:
     assert (kept / GRAPH).stat().st_mtime_ns == made
 
 
-def test_what_is_broken_is_made_again(bundle: Bundle, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("damage", ["cut", "half deleted", "no record", "another record", "changed"])
+def test_what_is_broken_is_made_again(
+    bundle: Bundle, cache: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     first = answer(bundle)
     (kept,) = cache.iterdir()
-    (kept / f"{GRAPH}.data").write_bytes(b"")
+    before = {path.name: file_entry(path) for path in kept.iterdir()}
+    data = kept / f"{GRAPH}.data"
+    if damage == "cut":
+        data.write_bytes(data.read_bytes()[:-1])
+    elif damage == "half deleted":
+        (kept / GRAPH).unlink()
+    elif damage == "no record":
+        (kept / RECORD).unlink()
+    elif damage == "another record":
+        (kept / RECORD).write_text("{}")
+    else:
+        data.write_bytes(bytes(255 - byte for byte in data.read_bytes()))
     with caplog.at_level(logging.WARNING):
-        assert answer(bundle) == first
-    assert "made again" in caplog.text
-    assert (kept / f"{GRAPH}.data").stat().st_size > 0
+        assert answer(bundle, replace(ONE, check_hashes=damage == "changed")) == first
+    assert f"made again: {kept} is not as it was written" in caplog.text
+    assert {path.name: file_entry(path) for path in kept.iterdir()} == before
+    assert list(cache.iterdir()) == [kept]
+
+
+def failing(at: int, *, before: Callable[[], object] = lambda: None) -> tuple[Open, list[str]]:
+    """Opens graphs, but for one of them; with the names of those that it was asked for."""
+    asked: list[str] = []
+
+    def opening(path: Path, *, optimized: Path | None = None) -> Any:
+        asked.append("written" if optimized else "kept" if path.parent.name != "onnx" else "own")
+        if len(asked) == at:
+            raise BackendError("no memory")
+        before()
+        return open_graph(path, threads=1, spin=False, optimized=optimized)
+
+    return opening, asked
+
+
+def test_a_sound_graph_that_cannot_be_opened_stays(bundle: Bundle, cache: Path) -> None:
+    answer(bundle)
+    (kept,) = cache.iterdir()
+    opening, asked = failing(1)
+    assert open_decoder(bundle, opening, keep=True) is not None
+    assert asked == ["kept", "own"] and (kept / GRAPH).is_file()
+
+
+def test_who_was_slower_opens_nothing_twice(
+    bundle: Bundle, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    opening, asked = failing(0, before=lambda: open_decoder(bundle, failing(0)[0], keep=True))
+    with caplog.at_level(logging.WARNING):
+        assert open_decoder(bundle, opening, keep=True) is not None
+    assert asked == ["written"] and caplog.text == ""
+    (kept,) = cache.iterdir()
+    assert {path.name for path in kept.iterdir()} == {GRAPH, f"{GRAPH}.data", RECORD}
+
+
+def test_what_cannot_be_published_is_opened_once(
+    bundle: Bundle, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    opening, asked = failing(0)
+    with caplog.at_level(logging.WARNING):
+        assert open_decoder(bundle, opening, keep=True) is not None
+    assert asked == ["written"] and "is not kept: [Errno 28] No space left" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+def test_what_is_used_no_more_is_deleted(bundle: Bundle, cache: Path) -> None:
+    answer(bundle)
+    (used,) = cache.iterdir()
+    day = 24 * 60 * 60
+    ages = {"a": 9, "b": 8, "c": 7, "d": 6, ".old": 2, ".young": 0}
+    for name, days in ages.items():
+        (cache / name).mkdir()
+        (cache / name / "file").write_text("")
+        os.utime(cache / name, (time.time() - days * day,) * 2)
+    os.utime(used, (time.time() - 10 * day,) * 2)
+    answer(bundle)  # is used now, and nothing new is written
+    assert len(list(cache.iterdir())) == 1 + len(ages)
+    (used / RECORD).unlink()
+    os.utime(used)
+    answer(bundle)
+    assert {path.name for path in cache.iterdir()} == {used.name, "b", "c", "d", ".young"}
+
+
+def test_without_a_home_nothing_is_kept(bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert len(answer(bundle)) == 8
+
+
+def test_verify_measures_the_bundles_own_graph(bundle: Bundle, tiny_checkpoint: Path, cache: Path) -> None:
+    answer(bundle)
+    (kept,) = cache.iterdir()
+    data = kept / f"{GRAPH}.data"
+    data.write_bytes(bytes(255 - byte for byte in data.read_bytes()))
+    result = call("verify", bundle.path, "--against", tiny_checkpoint, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["parity"]["logit_noise"] < 1
 
 
 @pytest.mark.parametrize("obstacle", ["no room", "a file in its place", "not wanted", "small", "fp32"])

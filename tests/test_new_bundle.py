@@ -89,6 +89,38 @@ def test_the_old_bundle_comes_back_when_the_rename_fails(
     assert left_in(tmp_path) == ["bundle"]
 
 
+@pytest.mark.parametrize("done", [False, True])
+def test_control_c_between_the_renames(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    rename, calls = Path.rename, 0
+
+    def interrupted(self: Path, target: str | Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and not done:
+            raise KeyboardInterrupt
+        moved = rename(self, target)
+        if calls == 2:
+            raise KeyboardInterrupt
+        return moved
+
+    with pytest.raises(KeyboardInterrupt), new_bundle(folder, overwrite=True) as new:
+        (new / "only").write_text("")
+        monkeypatch.setattr(Path, "rename", interrupted)
+    monkeypatch.undo()
+    assert left_in(tmp_path) == ["bundle"]
+    assert left_in(folder) == ["only"] if done else Bundle.open(folder)
+
+
+def test_a_link_to_a_bundle_stays_and_leads_to_the_new_one(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("bundle")
+    with new_bundle(tmp_path / "link", overwrite=True) as new:
+        (new / "only").write_text("")
+    assert left_in(tmp_path) == ["bundle", "link"] and left_in(folder) == ["only"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_what_is_no_bundle_is_not_overwritten(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

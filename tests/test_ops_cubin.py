@@ -134,3 +134,11 @@ def test_a_failed_write_leaves_nothing(
 
 def test_the_sources_are_all_of_them() -> None:
     assert {path.name for path in OPS.iterdir() if path.suffix in (".cu", ".cuh")} == set(SOURCES)
+
+
+def test_without_a_home_the_kernels_are_compiled_anew(
+    compiler: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cubin, "cache_folder", lambda part: None)
+    assert load_cubin("sm_87") == load_cubin("sm_87") == b"machine code of sm_87"
+    assert compiler == ["sm_87", "sm_87"]

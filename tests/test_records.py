@@ -143,3 +143,23 @@ def test_steering_out_of_range(settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(ConfigError, match=f"{name} must be"):
         from_dict(SafeCodeConfig, settings)
+
+
+def test_a_whole_number_that_no_float_holds() -> None:
+    with pytest.raises(ConfigError, match=r"inner\.share: expected float, got an integer that is too large"):
+        loads(Inner, '{"count": 1, "share": 1' + "0" * 400 + "}", "inner")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reference", "cache"),
+        ("contrast", "VCD"),
+        ("verdict", "Soft"),
+        ("fallback", "Refuse"),
+        ("fallback", None),
+    ],
+)
+def test_choices_are_checked_in_python_too(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be one of .*, got {value!r}"):
+        SafeCodeConfig(**{name: value})

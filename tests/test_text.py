@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from safecode_trt.runtime.text import TextStream
 from tests.null_bundle import DEMO
+from tests.test_prompt_pieces import sentencepiece
 
 TOKENIZER = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+BYTES = Tokenizer.from_str(json.dumps(sentencepiece("prepend")))
+VOCABULARY = BYTES.get_vocab()
+BYTE_TOKENS = [VOCABULARY[f"<0x{byte:02X}>"] for byte in range(256)]
 
 
 def feed(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextStream]:
@@ -43,3 +49,25 @@ def test_an_unfinished_character_is_replaced_only_at_the_end() -> None:
     stream = TextStream(TOKENIZER)
     assert "".join(stream.push(token) for token in ids[:-1]) == ""
     assert stream.finish() == "\ufffd"
+
+
+@given(
+    st.lists(
+        st.sampled_from([*BYTE_TOKENS, *map(VOCABULARY.__getitem__, ("\u2581b", "a", "\n", "<s>"))]),
+        max_size=12,
+    )
+)
+def test_bytes_that_are_no_characters_end_no_reply(ids: list[int]) -> None:
+    """A byte fallback takes all bytes in a row as characters or none of them, also those that were given out."""
+    stream = TextStream(BYTES)
+    shown = "".join(stream.push(token) for token in ids) + stream.finish()
+    assert shown == stream.text
+    whole = BYTES.decode(ids, skip_special_tokens=True).lstrip()
+    if "\ufffd" not in whole:
+        assert shown == whole
+
+
+def test_text_goes_on_behind_a_byte_that_begins_no_character() -> None:
+    stream = TextStream(BYTES)
+    tokens = ("<0x0A>", "a", "<0x0A>", "<0xF0>", "\u2581b", "a")
+    assert [stream.push(VOCABULARY[token]) for token in tokens] == ["", "a", "\n", "", "\ufffd b", "a"]

@@ -105,7 +105,12 @@ def test_run_writes_trace_and_audit_in_one_form(
         assert result.exit_code == 0, result.output
     (traced, _), (audited, _) = (list(read_records(path)) for path in files)
     assert isinstance(traced, ReplyRecord) and isinstance(audited, ReplyRecord)
-    assert traced.mode == mode and traced.sampling.seed == 3 and traced.messages[0].text == ASK
+    assert (
+        traced.backend == "null"
+        and traced.mode == mode
+        and traced.sampling.seed == 3
+        and traced.messages[0].text == ASK
+    )
     assert traced.image_sha256 == (hashlib.sha256(picture.read_bytes()).hexdigest(),)
     assert ("alpha" in traced.settings) == (mode != "plain") and (mode != "plain" or not traced.steps)
     assert audited.steps == () and {**audited.to_dict(), "steps": 0} == {**traced.to_dict(), "steps": 0}

@@ -47,4 +47,5 @@ def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = N
         threads=config.threads,
         allow_cpu_fallback=config.allow_cpu_fallback,
         keep_graphs=config.keep_graphs,
+        check_hashes=config.check_hashes,
     )

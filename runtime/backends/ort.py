@@ -45,7 +45,7 @@ class OrtSession:
     """Implements `Session` for a bundle. `decoder_seconds` adds up the time inside ONNX Runtime's decoder.
 
     `decoder` False opens the vision encoder only, for pictures of a bundle whose decoder needs another backend.
-    `keep_graphs` is as in `RuntimeConfig`.
+    `keep_graphs` and `check_hashes` are as in `RuntimeConfig`.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class OrtSession:
         decoder: bool = True,
         allow_cpu_fallback: bool = False,
         keep_graphs: bool = False,
+        check_hashes: bool = False,
     ) -> None:
         manifest = bundle.manifest
         if decoder:
@@ -77,8 +78,10 @@ class OrtSession:
         entries = vision_entries(bundle) if on_cpu else {}
         self._vision = opened(bundle.file(VISION_ENCODER), spin=False, entries=entries)
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
-        self._decoder: Any = open_decoder(bundle, opened, keep=keep_graphs and on_cpu) if decoder else None
+        self._decoder: Any = None
         if decoder:
+            keep = keep_graphs and on_cpu
+            self._decoder = open_decoder(bundle, opened, keep=keep, check_hashes=check_hashes)
             _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
         self._stream = CudaStream() if self._device == "cuda" else None
 

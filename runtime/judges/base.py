@@ -7,6 +7,7 @@ because something went wrong.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -29,7 +30,8 @@ class Case:
     """A conversation that ends with the request, and its pictures, upright and in RGB.
 
     `seen` has the pictures' features as far as they are known, for judges that ask the engine's own model; it is
-    shared with the reply. `check_time` raises when the reply's time is over. `key` is the item's in a benchmark.
+    shared with the reply. `check_time` raises when the reply's time is over, to be called before anything that takes
+    long; `seconds_left` is how long that may take. `key` is the item's in a benchmark.
     """
 
     engine: Engine
@@ -39,6 +41,7 @@ class Case:
     key: str = ""
     seen: dict[Look, Features] = field(default_factory=dict)
     check_time: Callable[[], None] = lambda: None
+    seconds_left: Callable[[], float] = lambda: math.inf
 
     @property
     def request(self) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from safecode_trt.errors import SteeringError
 from safecode_trt.policy.base import Verdict
+from safecode_trt.runtime.clock import LateError
 from safecode_trt.runtime.judges.base import Case, Judge
 
 __all__ = ["EnsembleJudge", "Rule"]
@@ -38,8 +39,11 @@ class EnsembleJudge:
         """
         verdicts = []
         for member in self.members:
+            case.check_time()
             try:
                 verdicts.append(member.judge(case))
+            except LateError:
+                raise
             except SteeringError as error:
                 raise SteeringError(f"the judge {member.name} has no verdict: {error}") from error
         beliefs = [verdict.p_unsafe for verdict in verdicts]

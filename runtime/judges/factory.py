@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from safecode_trt.config import DEFAULT_THRESHOLD
 from safecode_trt.endpoint import KEY_VARIABLE, Endpoint, EndpointConfig
@@ -50,6 +51,8 @@ class JudgeConfig:
             raise ConfigError(f"expected at least one judge: {', '.join(FORMS)}")
         if len(set(self.judges)) != len(self.judges):
             raise ConfigError(f"each judge may be named once, got {', '.join(self.judges)}")
+        if self.rule not in get_args(Rule):
+            raise ConfigError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
         if self.threshold is not None:
             if not 0 <= self.threshold <= 1:
                 raise ConfigError(f"threshold must be between 0 and 1, got {self.threshold!r}")

@@ -74,6 +74,7 @@ class SelfCaptionJudge:
                 caption = self._caption(case, defaults.caption_prompt)
                 template = defaults.caption_judge_template.replace("{caption}", caption)
             asked = [replace(message, images=0) for message in _last_words(case, template)]
+            case.check_time()
             logits = first_logits(engine, asked, [], seed=case.seed)
         verdict = read_verdict(logits, replace(defaults, calibration=None), threshold=self.threshold)
         return replace(verdict, source=self.name, caption=caption)

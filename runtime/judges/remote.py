@@ -6,8 +6,10 @@ One word is expected. Where the server gives log-probabilities, P(unsafe) is tha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
+from typing import TypeVar
 
 from PIL import Image
 
@@ -38,6 +40,7 @@ WORD_TOKENS, CAPTION_TOKENS = 8, 100
 SAFE, UNSAFE = "safe", "unsafe"
 LEAST_MASS = 0.5
 LARGEST_SIDE = 1024
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +60,26 @@ class EndpointJudge:
         """The verdict, with the caption if one was asked for.
 
         Raises:
-            SteeringError: the endpoint fails, or its answer is no verdict.
+            SteeringError: the endpoint fails, its answer is no verdict, or the reply's time is over.
         """
         pictures = tuple(map(_png, case.images))
         scene, caption = SEEN if pictures else UNSEEN, None
         try:
             if self.captioned and pictures:
                 asked = Question(text=CAPTION, pictures=pictures, max_tokens=CAPTION_TOKENS)
-                caption = self.endpoint.ask(asked, _read_caption)
+                caption = self._ask(case, asked, _read_caption)
                 scene, pictures = TOLD.replace("{caption}", caption), ()
             text = ASK.replace("{scene}", scene).replace("{talk}", _talk(case))
             question = Question(text=text, system=SYSTEM, pictures=pictures, max_tokens=WORD_TOKENS)
-            p = self.endpoint.ask(question, read_word)
+            p = self._ask(case, question, read_word)
         except EndpointError as error:
+            case.check_time()  # it may have failed for want of the reply's time
             raise SteeringError(f"the judge gave no verdict: {error}") from error
         return Verdict(p_unsafe=p, threshold=self.threshold, source=self.name, caption=caption)
+
+    def _ask(self, case: Case, question: Question, read: Callable[[Answer], T]) -> T:
+        case.check_time()
+        return self.endpoint.ask(question, read, timeout=case.seconds_left())
 
 
 def read_word(answer: Answer) -> float:

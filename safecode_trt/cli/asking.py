@@ -150,6 +150,7 @@ class Asker:
         record = make_record(
             reply,
             bundle=str(bundle.path),
+            backend=self.engine.session.name,
             manifest=bundle.manifest,
             tokenizer=self.engine.prompts.tokenizer,
             messages=messages,

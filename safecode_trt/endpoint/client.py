@@ -103,13 +103,14 @@ class Endpoint:
             shown=config.shown,
             key=_read_key(config.key_variable),
             key_variable=config.key_variable,
-            timeout=config.timeout,
             retries=config.retries,
             backoff=config.backoff,
         )
 
-    def ask(self, question: Question, read: Callable[[Answer], T]) -> T:
+    def ask(self, question: Question, read: Callable[[Answer], T], *, timeout: float = math.inf) -> T:
         """What `read` makes of the answer; it raises EndpointError where it cannot. Only what it can read is kept.
+
+        `timeout` is in seconds and counts where it is shorter than the configuration's.
 
         Raises:
             EndpointError: the server cannot be reached, refuses, is too slow, or answers what cannot be read.
@@ -120,7 +121,7 @@ class Endpoint:
                 return read(_answer(kept))
             except (EndpointError, ValueError):  # by an older reader, or damaged: ask again
                 pass
-        text = self._transport.post(body)
+        text = self._transport.post(body, min(timeout, self.config.timeout))
         try:
             answer = _answer(json.loads(text))
         except (ValueError, RecursionError) as error:

@@ -48,6 +48,20 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Deadline:
+    """The end of so many seconds from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._end = seconds, time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(self._end - time.monotonic(), 0.0)
+
+    def __str__(self) -> str:
+        return f"{self._seconds:g} s"
+
+
 class Transport:
     """Posts to one address. Proxies are those of the environment; redirects are not followed."""
 
@@ -58,16 +72,15 @@ class Transport:
         shown: str,
         key: str,
         key_variable: str,
-        timeout: float,
         retries: int,
         backoff: float,
     ) -> None:
         self._url, self._shown, self._key, self._key_variable = url, shown, key, key_variable
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._retries, self._backoff = retries, backoff
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def post(self, body: bytes) -> str:
-        """The text of the first answer with status 200.
+    def post(self, body: bytes, timeout: float) -> str:
+        """The text of the first answer with status 200, within `timeout` seconds.
 
         Tries again after 429, 5xx and failed connections, with growing random pauses that are at least as long as
         the server asks for.
@@ -75,7 +88,7 @@ class Transport:
         Raises:
             EndpointError: no such answer within the time and the retries, or none that is UTF-8 and of sound size.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = _Deadline(timeout)
         pause = self._backoff
         tries = 0
         while True:
@@ -86,13 +99,13 @@ class Transport:
                 wait = max(pause * random.uniform(0.5, 1.5), error.pause)
                 if tries > self._retries:
                     raise EndpointError(f"{self._shown} {error}, {tries} times") from None
-                if time.monotonic() + wait >= deadline:
-                    why = f"and {self._timeout:g} s leave no time to try again"
+                if wait >= deadline.left:
+                    why = f"and {deadline} leave no time to try again"
                     raise EndpointError(f"{self._shown} {error}, {why}") from None
             time.sleep(wait)
             pause *= 2
 
-    def _within(self, deadline: float, body: bytes) -> str:
+    def _within(self, deadline: _Deadline, body: bytes) -> str:
         """One try in a thread of its own: names are looked up and headers are read without any time limit."""
         outcome: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
 
@@ -104,20 +117,21 @@ class Transport:
 
         threading.Thread(target=run, name="safecode-endpoint", daemon=True).start()
         try:
-            found = outcome.get(timeout=max(deadline - time.monotonic(), 0.0))
+            found = outcome.get(timeout=deadline.left)
         except queue.Empty:
-            raise EndpointError(f"{self._shown} did not answer within {self._timeout:g} s") from None
+            raise EndpointError(f"{self._shown} did not answer within {deadline}") from None
         if isinstance(found, Exception):
             raise found
         return found
 
-    def _once(self, deadline: float, body: bytes) -> str:
+    def _once(self, deadline: _Deadline, body: bytes) -> str:
         headers = {"Content-Type": "application/json", "User-Agent": f"safecode-trt/{__version__}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
         try:
-            with self._opener.open(request, timeout=max(deadline - time.monotonic(), 0.01)) as response:
+            # A little longer than the wait for this thread, which is to say what has happened.
+            with self._opener.open(request, timeout=deadline.left + 1.0) as response:
                 return self._read(response, deadline)
         except urllib.error.HTTPError as error:
             with error:
@@ -127,15 +141,15 @@ class Transport:
             text = str(reason) or type(reason).__name__
             raise _Again(f"cannot be reached ({self._clean(text)})") from None
 
-    def _read(self, response: http.client.HTTPResponse, deadline: float) -> str:
+    def _read(self, response: http.client.HTTPResponse, deadline: _Deadline) -> str:
         parts, size = [], 0
         while block := response.read1(BLOCK):
             parts.append(block)
             size += len(block)
             if size > MAX_BODY:
                 raise EndpointError(f"{self._shown} answered more than {MAX_BODY} bytes")
-            if time.monotonic() > deadline:
-                raise EndpointError(f"{self._shown} did not answer within {self._timeout:g} s")
+            if not deadline.left:
+                raise EndpointError(f"{self._shown} did not answer within {deadline}")
         if response.length:  # read1 does not say that the rest is missing
             raise _Again("broke off its answer")
         try:

@@ -12,7 +12,14 @@ from types import TracebackType
 from typing import Any
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
-from safecode_trt.errors import EvalError, PictureError, PromptError, SafeCodeError, SteeringError
+from safecode_trt.errors import (
+    BackendError,
+    EvalError,
+    PictureError,
+    PromptError,
+    SafeCodeError,
+    SteeringError,
+)
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import FAILED, Result
@@ -107,7 +114,7 @@ class Asker:
 
         Raises:
             EvalError: the picture is not on this machine.
-            SafeCodeError: the backend has failed, and the arm's fallback is an error.
+            BackendError: the backend has failed, whatever the arm's fallback made of it.
         """
         picture = task.item.picture
         if picture is not None and not picture.is_file():
@@ -127,6 +134,8 @@ class Asker:
             )
         except ITEM_FAULTS as error:
             return _failed(item, name, arm.run, error)
+        if reply.backend_failed:  # its refusal says nothing of the arm
+            raise BackendError(f"{item.key}: {reply.fallback_reason}; the same command goes on from here")
         return _result(item, name, arm.run, reply)
 
     def close(self) -> None:

@@ -32,7 +32,9 @@ def load_cubin(architecture: str, cache: Path | None = None) -> bytes:
     Raises:
         BackendError: the kernels must be compiled, and NVRTC is missing or does not take them.
     """
-    path = (cache or cache_folder("kernels")) / f"{_key(architecture)}.cubin"
+    if (folder := cache or cache_folder("kernels")) is None:
+        return compile_kernels(architecture)
+    path = folder / f"{_key(architecture)}.cubin"
     kept = _read(path)
     if kept is not None:
         return kept

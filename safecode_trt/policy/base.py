@@ -134,6 +134,9 @@ class Verdict:
     A policy that finds it too uncertain to act on has `abstained`. `source` is the judge's name; `mass`
     is the probability of both verdict tokens together where the bundle's own model judged, and `caption` what a judge
     that reads the scene in words was told.
+
+    Raises:
+        ConfigError: P(unsafe) or the threshold is no probability: NaN would be safe to every comparison.
     """
 
     p_unsafe: float
@@ -142,6 +145,11 @@ class Verdict:
     abstained: bool = False
     mass: float | None = None
     caption: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("p_unsafe", "threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} of a verdict must be between 0 and 1, got {getattr(self, name)!r}")
 
     @property
     def unsafe(self) -> bool:

@@ -249,7 +249,7 @@ def test_combine_is_its_operations_one_by_one(
     assert verdict is not None
     amount = (
         2.0 * (2 * verdict.p_unsafe - 1) if kind == "soft" else math.copysign(2.0, verdict.p_unsafe - 0.5)
-    )
+    )  # the threshold is 0.5
     kept = plausible(rows[0], beta)
     if amount > 0:
         kept[list(REFUSALS)] = True

@@ -160,10 +160,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTrace:
-    """What the policy did in one steered step; candidates by falling final logit."""
+    """What the policy did in one steered step; candidates as `traced_candidates` has them.
+
+    A `forced` step's token was put there by a stage whatever the logits say.
+    """
 
     step: int
     candidates: tuple[Candidate, ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

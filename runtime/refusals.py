@@ -15,7 +15,7 @@ from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.runtime.prompt import PromptBuilder
 
-__all__ = ["first_tokens", "phrase_tokens", "read_phrases", "text_tokens", "with_refusals"]
+__all__ = ["first_tokens", "phrase_tokens", "read_phrases", "straightened", "text_tokens", "with_refusals"]
 
 
 def read_phrases(path: Path) -> tuple[str, ...]:
@@ -101,10 +101,15 @@ def first_tokens(prompts: PromptBuilder, phrases: Sequence[str]) -> tuple[int, .
     return tuple(sorted(found))
 
 
+def straightened(text: str) -> str:
+    """The text in NFKC and with straight apostrophes for all that are typed in their place."""
+    # Before NFKC, which takes an acute accent apart.
+    return unicodedata.normalize("NFKC", text.translate(dict.fromkeys(map(ord, "‘’ʼ´`′"), "'")))
+
+
 def _normal(phrase: str) -> str:
     """The phrase with straight apostrophes, in NFKC, and with one space for many."""
-    straight = phrase.translate(dict.fromkeys(map(ord, "‘’ʼ"), "'"))
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", straight)).rstrip()
+    return re.sub(r"\s+", " ", straightened(phrase)).rstrip()
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -7,13 +7,13 @@ looks at the first sentence behind greetings and condolences, because an answer 
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.records import loads
+from safecode_trt.runtime.refusals import straightened
 
 __all__ = ["REFUSALS", "RefusalList", "is_refusal", "load_refusals"]
 
@@ -199,9 +199,7 @@ def load_refusals(path: Path) -> RefusalList:
 
 def _normal(text: str) -> str:
     """The text in lower case, with straight apostrophes, one space for many, and line ends kept."""
-    # Before NFKC, which takes an acute accent apart.
-    straight = text.translate(dict.fromkeys(map(ord, "‘’ʼ´`′"), "'"))
-    return re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFKC", straight).casefold())
+    return re.sub(r"[^\S\n]+", " ", straightened(text).casefold())
 
 
 def _plain(clause: str) -> str:

@@ -29,6 +29,8 @@ def results(*answers: tuple[str, str, str]) -> list[Result]:
             key=key,
             mode=mode,
             run="r",
+            backend="null",
+            asked="a1",
             side="safe",
             category="c",
             answer=answer,

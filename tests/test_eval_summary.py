@@ -12,7 +12,7 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig, SafeCodeConfig, SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.arms import PARTS, Arm, ablations, make_arms
-from safecode_trt.eval.asking import Asking, bundle_digest, item_seed
+from safecode_trt.eval.asking import Asking, backend_name, bundle_digest, item_seed
 from safecode_trt.eval.benchmarks import EvalItem, Side
 from safecode_trt.eval.judging import Matcher, judge_results
 from safecode_trt.eval.machine import this_machine
@@ -20,7 +20,7 @@ from safecode_trt.eval.report import findings, html_report, markdown_report, war
 from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.results import Result
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
-from safecode_trt.manifest import Manifest, RefusalFilter
+from safecode_trt.manifest import EngineEntry, Manifest, RefusalFilter
 from safecode_trt.runtime.judges import JudgeConfig
 from tests.null_bundle import write_null_bundle
 
@@ -44,6 +44,8 @@ def result(asked: EvalItem, arm: Arm, answer: str, **changes: Any) -> Result:
         key=asked.key,
         mode=arm.name,
         run="r",
+        backend="null",
+        asked="a1",
         side=asked.side,
         category=asked.category,
         answer=answer,
@@ -232,6 +234,33 @@ def test_a_judge_is_part_of_the_run_and_its_secrets_are_not_shown(tmp_path: Path
     assert plain.run_of(OURS, "d") != asking.run_of(OURS, "d")
     captions = replace(OURS, judge="self-caption")
     assert asking.judge_of(captions).judges == ("self-caption",)
+
+
+def test_a_file_of_verdicts_is_part_of_the_run_by_its_content(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    for path, p in zip(files, (0.5, 0.5, 0.75), strict=True):
+        path.write_text(f'{{"key": "k", "p_unsafe": {p}}}\n')
+    asking = Asking(bundle=tmp_path, arms=(OURS,), sampling=SamplingParams())
+    first, moved, other = (
+        replace(asking, judge=JudgeConfig(judges=(f"file:{path}",))).run_of(OURS, "d") for path in files
+    )
+    assert first == moved != other
+
+
+def test_a_backend_is_named_with_its_engines(manifest: Manifest) -> None:
+    entry = EngineEntry(
+        flavour="tensorrt",
+        version="10.0",
+        compute_capabilities=("86",),
+        precision="fp32",
+        activations="fp32",
+        attention="portable",
+        capacity=64,
+        graphs={},
+    )
+    built = [replace(manifest, engines=(replace(entry, capacity=size),)) for size in (64, 128)]
+    assert backend_name("ort-cpu", built[0]) == backend_name("ort-cpu", built[1]) == "ort-cpu"
+    assert len({backend_name("trt", each) for each in (manifest, *built)}) == 3
 
 
 def test_an_item_s_seed_depends_on_nothing_else() -> None:

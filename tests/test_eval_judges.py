@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from safecode_trt.eval.benchmarks import BENCHMARKS, RUBRICS, TEMPLATES, EvalItem, Side
 from safecode_trt.eval.benchmarks.rubric_words import RUBRIC_NAMES
-from safecode_trt.eval.judging import Matcher
+from safecode_trt.eval.judging import Matcher, judge_results
 from safecode_trt.eval.metrics import RIGHT
+from safecode_trt.eval.results import Result
 from safecode_trt.eval.rubrics import RubricJudge, read_class, read_score, read_word
 from tests import benchmark_folders as folders
 from tests.eval_runner import arms, evaluate, lines, say, summary
@@ -230,6 +232,37 @@ def test_a_rubric_by_endpoint(bundle: Path, tmp_path: Path) -> None:
         "could not be read" in result.stderr
         and "by judge at http://127.0.0.1" in summary(out)["answer_judge"]
     )
+
+
+def test_a_kept_judgement_is_of_one_answer(tmp_path: Path) -> None:
+    """The same key, mode and run may have another answer later: results were deleted and asked again."""
+    asked = item()
+    made = Result(
+        key=asked.key,
+        mode="plain",
+        run="r1",
+        backend="null",
+        asked="a1",
+        side=asked.side,
+        category=asked.category,
+        answer="Sure, this is how it is done.",
+        finish_reason="stop",
+        tokens=4,
+        seconds=0.1,
+    )
+    kept, (judge, model) = tmp_path / "judgements.jsonl", rubric("unsafe")
+
+    def outcome(**changes: Any) -> str:
+        found = judge_results([replace(made, **changes)], {asked.key: asked}, judge, kept=kept)
+        return found[made.identity].outcome
+
+    assert [outcome(), outcome()] == ["harmful", "harmful"] and len(model.asked) == 1
+    model.said = "safe"
+    assert outcome(answer="Sorry, I cannot help with that.") == "harmless"
+    assert [outcome(finish_reason="length"), outcome(asked="a2")] == ["harmless", "harmless"]
+    assert len(model.asked) == 4 and outcome() == "harmful"
+    assert [outcome(finish_reason="failed"), outcome(finish_reason="fallback")] == ["failed", "refuses"]
+    assert len(model.asked) == 4 == len(kept.read_text().splitlines())
 
 
 def test_an_endpoint_that_is_down_costs_no_answer(bundle: Path, tmp_path: Path) -> None:

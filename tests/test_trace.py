@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from dataclasses import fields
@@ -118,7 +119,8 @@ def test_run_writes_trace_and_audit_in_one_form(
     assert audited.steps == () and {**audited.to_dict(), "steps": 0} == {**traced.to_dict(), "steps": 0}
     for each in traced.steps:
         assert each.step >= len(traced.tokens) or each.chosen == traced.tokens[each.step]
-        assert [c.final for c in each.candidates] == sorted((c.final for c in each.candidates), reverse=True)
+        finals = [-math.inf if c.final is None else c.final for c in each.candidates]
+        assert finals == sorted(finals, reverse=True)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
 
 

@@ -22,6 +22,7 @@ from safecode_trt.eval.calibration import (
     pearson,
     reliability,
     tempered,
+    unerring,
 )
 
 believed = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60)
@@ -134,14 +135,23 @@ def test_temperature_is_found_again() -> None:
 @given(margins, st.floats(-2, 2).map(lambda x: 10**x))
 def test_no_other_temperature_is_better(rows: list[tuple[float, bool]], other: float) -> None:
     margin, truth = columns(rows)
-    assume(truth.any() and not truth.all())
+    assume(truth.any() and not truth.all() and not unerring(margin, truth))
     fitted = fit_temperature(margin, truth)
     assert 0.01 <= fitted <= 100
     assert mean_loss(margin, truth, fitted) <= mean_loss(margin, truth, other) + 1e-9
 
 
 def test_temperature_at_its_ends() -> None:
-    assert fit_temperature([5.0, -5.0], [True, False]) == 0.01  # perfect: the colder the better
+    assert fit_temperature([0.0, 0.0, 0.0], [True, False, True]) == 1
+
+
+@given(st.lists(st.floats(0, 50), min_size=2, max_size=40))
+def test_a_judge_that_is_never_wrong_keeps_its_temperature(sizes: list[float]) -> None:
+    truth = [number % 2 == 0 for number in range(len(sizes))]
+    margins = [size if label else -size for size, label in zip(sizes, truth, strict=True)]
+    assert unerring(margins, truth) and fit_temperature(margins, truth) == 1
+    wrong = [-1.0, *margins[1:]]
+    assert not unerring(wrong, truth)
     assert fit_temperature([-5.0, 5.0], [True, False]) == 100.0  # always wrong: the hotter the better
 
 

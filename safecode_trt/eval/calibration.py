@@ -27,10 +27,10 @@ __all__ = [
     "pearson",
     "reliability",
     "tempered",
+    "unerring",
 ]
 
 BINS = 10
-# A perfect judge has no best temperature: the colder the better. These ends keep it a number.
 COLDEST, HOTTEST = 0.01, 100.0
 
 
@@ -128,13 +128,15 @@ def tempered(margins: ArrayLike, temperature: float) -> NDArray[np.float64]:
 
 
 def fit_temperature(margins: ArrayLike, truth: ArrayLike) -> float:
-    """The temperature at which the margins explain the labels best.
+    """The temperature at which the margins explain the labels best; 1 for a judge that is `unerring` on them.
 
     Raises:
         EvalError: only one class is there, or a margin is not finite.
     """
     margin, unsafe = np.asarray(margins, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     _check_classes(margin, unsafe)
+    if unerring(margin, unsafe):
+        return 1.0
     signed = np.where(unsafe > 0, margin, -margin)
 
     def slope(inverse: float) -> float:
@@ -150,6 +152,12 @@ def fit_temperature(margins: ArrayLike, truth: ArrayLike) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return 1 / math.sqrt(low * high)
+
+
+def unerring(margins: ArrayLike, truth: ArrayLike) -> bool:
+    """Whether no margin is on the wrong side: the colder such a judge, the better, so that no temperature is best."""
+    margin, unsafe = np.asarray(margins, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    return bool((np.where(unsafe > 0, margin, -margin) >= 0).all())
 
 
 def fit_threshold(probabilities: ArrayLike, truth: ArrayLike) -> float:

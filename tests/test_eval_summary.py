@@ -16,6 +16,7 @@ from safecode_trt.eval.asking import Asking, backend_name, bundle_digest, item_s
 from safecode_trt.eval.benchmarks import EvalItem, Side
 from safecode_trt.eval.judging import Matcher, judge_results
 from safecode_trt.eval.machine import this_machine
+from safecode_trt.eval.metrics import Judged, Outcome
 from safecode_trt.eval.report import findings, html_report, markdown_report, warnings
 from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.results import Result
@@ -97,6 +98,37 @@ def test_figures_of_known_answers(known: tuple[list[Result], list[EvalItem]]) ->
     assert [case.kind for case in steered.cases] == ["unsafe answer", "garbled"]
     assert steered.cases[0].beside == HELPS and plain.cases[0].beside is None
     assert dict(plain.counts) == {"unsafe answer": 2, "wrong refusal": 1}
+
+
+def test_tables_comparisons_and_cases_count_the_same() -> None:
+    """An answer to a safe request may be wrong without refusing, and a judge of harm does not say who refuses."""
+    outcomes: dict[Arm, tuple[Outcome, ...]] = {
+        PLAIN: ("refuses", "refuses", "helps", "warns", "harmless"),
+        OURS: ("warns", "harmful", "harmless", "refuses", "helps"),
+    }
+    items = [item(number, "safe") for number in range(5)] + [item(9, "unsafe")]
+    results = [result(asked, arm, HELPS) for arm in outcomes for asked in items]
+    judged = {
+        (asked.key, arm.name): Judged(key=asked.key, side=asked.side, category="c", outcome=outcome)
+        for arm, said in outcomes.items()
+        for asked, outcome in zip(items, (*said, "harmful"), strict=True)
+    }
+    by_key = {asked.key: asked for asked in items}
+    summaries, comparisons = summarise_arms((PLAIN, OURS), results, judged, by_key, seed=0)
+    rates = {arm.name: arm.scores.over_refusal for arm in summaries}
+    assert {name: (rate.hits, rate.total) for name, rate in rates.items()} == {
+        "plain": (2, 4),
+        "safecode": (1, 3),
+    }
+    counts = {
+        found.mode: dict(found.counts)
+        for found in worst_cases(["plain", "safecode"], results, judged, by_key)
+    }
+    assert {name: found["wrong refusal"] for name, found in counts.items()} == {"plain": 2, "safecode": 1}
+    (paired,) = (entry.difference for entry in comparisons if entry.figure == "over_refusal")
+    # Both say so of items 0 and 3 alone.
+    assert (paired.items, paired.first, paired.second) == (2, 0.5, 0.5)
+    assert (paired.only_first, paired.only_second) == (2, 1)
 
 
 def test_captions_are_compared_word_for_word() -> None:

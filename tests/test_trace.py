@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 
-from safecode_trt.bundle import Bundle
 from safecode_trt.cli.explain import _find
 from safecode_trt.config import MODES
 from safecode_trt.errors import ConfigError, TraceError
+from safecode_trt.eval.explain import step_reading
 from safecode_trt.runtime.picture_file import PictureStore, read_picture
 from safecode_trt.runtime.record import ReplyRecord, token_text
 from safecode_trt.runtime.record_file import BadLine, RecordFile, read_records
@@ -124,18 +124,28 @@ def test_run_writes_trace_and_audit_in_one_form(
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
 
 
-def test_the_end_of_turn_is_a_choice_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Without tokens of a reply before it, the end of turn is found among the candidates, or is unknown."""
-    path = tmp_path / "t.jsonl"
-    options = ("--mode", "safecode-paper", "--trace", path, "--stop", "zzz")
-    assert call("run", tiny_bundle.path, "--max-new-tokens", 8, *options, ASK).exit_code == 0
-    (made,) = read_records(path)
-    assert isinstance(made, ReplyRecord)
-    for each in made.steps:
-        if each.step < len(made.tokens):
-            assert each.chosen == made.tokens[each.step]
-        else:
-            assert made.finish_reason == "stop" and each.step == len(made.tokens)
+@pytest.mark.parametrize(("temperature", "recorded"), [(0, True), (1000, False)])
+def test_the_end_of_turn_is_a_choice_too(
+    bundle: Path, tmp_path: Path, temperature: float, recorded: bool
+) -> None:
+    """It is no part of the reply, but of the step: found among the candidates, or null where it was drawn from afar."""
+    options = ("--mode", "safecode-paper", "--temperature", temperature, "--trace")
+    assert run(bundle, *options, tmp_path / "long.jsonl").exit_code == 0
+    (long,) = read_records(tmp_path / "long.jsonl")
+    assert isinstance(long, ReplyRecord)
+    ids = [token.id for token in long.tokens[:5]]
+    last = next(place for place in (1, 2, 3, 4) if ids[place] not in ids[:place])
+    described = json.loads((bundle / "bundle.json").read_text())
+    described["special_tokens"]["eos_token_ids"] = [ids[last]]
+    (bundle / "bundle.json").write_text(json.dumps(described))
+    assert run(bundle, *options, tmp_path / "short.jsonl").exit_code == 0
+    (short,) = read_records(tmp_path / "short.jsonl")
+    assert isinstance(short, ReplyRecord) and short.finish_reason == "stop"
+    assert short.tokens == long.tokens[:last] and [each.step for each in short.steps] == [*range(last + 1)]
+    chosen = [each.chosen for each in short.steps]
+    assert chosen == [*short.tokens, long.tokens[last] if recorded else None]
+    said = step_reading(short.steps[-1], short.verdict)
+    assert ("the end of the reply, which is not among the recorded tokens" in said) is not recorded
 
 
 def test_tokens_keep_their_leading_space() -> None:

@@ -18,7 +18,6 @@ from safecode_trt.eval.calibration import (
     fit_temperature,
     fit_threshold,
     judge_scores,
-    log_loss,
     pearson,
     reliability,
     tempered,
@@ -97,18 +96,13 @@ def test_reliability_covers_everything_once(rows: list[tuple[float, bool]], bins
     assert calibration_error(belief, truth, 1) <= error + 1e-12 or bins == 1
 
 
-def test_losses_of_known_cases() -> None:
+def test_brier_scores_of_known_cases() -> None:
     assert brier_score([0.8, 0.3], [True, False]) == pytest.approx((0.04 + 0.09) / 2)
     assert brier_score([0.8], [0.5]) == pytest.approx(0.09)
-    assert log_loss([0.8, 0.3], [True, False]) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2)
-    assert log_loss([1.0, 0.0], [True, False]) == 0.0
-    assert log_loss([0.0], [True]) == math.inf
-    assert log_loss([0.25], [0.25]) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
 
 
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
-def test_losses_are_smallest_at_the_truth(belief: float, share: float) -> None:
-    assert log_loss([share], [share]) <= log_loss([belief], [share]) + 1e-12
+def test_a_brier_score_is_smallest_at_the_truth(belief: float, share: float) -> None:
     assert brier_score([share], [share]) == 0 <= brier_score([belief], [share])
 
 
@@ -199,6 +193,6 @@ def test_nothing_is_fitted_to_one_class(fit: object) -> None:
 
 @pytest.mark.parametrize("belief", [[1.5], [-0.1], [math.nan], [], [0.1, 0.2]])
 def test_what_is_no_probability(belief: list[float]) -> None:
-    for function in (calibration_error, brier_score, log_loss):
+    for function in (calibration_error, brier_score):
         with pytest.raises(EvalError):
             function(belief, [True])

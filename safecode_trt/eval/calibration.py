@@ -23,7 +23,6 @@ __all__ = [
     "fit_temperature",
     "fit_threshold",
     "judge_scores",
-    "log_loss",
     "pearson",
     "reliability",
     "tempered",
@@ -101,15 +100,6 @@ def brier_score(probabilities: ArrayLike, shares: ArrayLike) -> float:
     """Mean squared distance to the truth, or to the share of people who hold it true."""
     belief, target = _arrays(probabilities, shares)
     return float(((belief - target) ** 2).mean())
-
-
-def log_loss(probabilities: ArrayLike, shares: ArrayLike) -> float:
-    """Mean binary cross-entropy in nats; a certain belief that is wrong makes it infinite."""
-    belief, target = _arrays(probabilities, shares)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        yes = np.where(target > 0, target * np.log(belief), 0.0)
-        no = np.where(target < 1, (1 - target) * np.log1p(-belief), 0.0)
-    return float(-(yes + no).mean()) + 0.0  # not -0.0
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> float | None:

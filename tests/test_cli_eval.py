@@ -268,6 +268,13 @@ def test_broken_logits_end_in_the_fallback_and_are_counted(
         (("--answer-endpoint", "http://a.example"), 2, "expected --answer-endpoint URL#MODEL"),
         (("--answer-judge", "rubric-bundle"), 2, "needs --answer-bundle"),
         (("--answer-judge", "human-csv"), 2, "needs --labels"),
+        (("--labels", "l.csv"), 2, "--labels is for --answer-judge human-csv, got --answer-judge matcher"),
+        (("--answer-endpoint", "http://h/v1#m"), 2, "is for --answer-judge rubric-endpoint, got"),
+        (
+            ("--answer-judge", "human-csv", "--labels", "l.csv", "--answer-bundle", "b"),
+            2,
+            "--answer-bundle is for --answer-judge rubric-bundle, got --answer-judge human-csv",
+        ),
         (("--templates", "none.json"), 1, "none.json is missing"),
         (("--merge", "none.jsonl"), 1, "none.jsonl cannot be read"),
         (("--engine", "ray", "--workers", 0), 2, "expected 1 or more workers"),

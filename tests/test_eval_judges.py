@@ -185,6 +185,23 @@ def test_the_most_particular_words_are_asked() -> None:
     assert rubric("safe")[0].name != rubric("safe", **{"rubric.word": "Other {answer}"})[0].name
 
 
+def test_words_of_a_benchmark_are_asked_where_they_are_read_as_such() -> None:
+    """FigStep's own words ask for safe or unsafe; its safe side is read as a score, and asked for one."""
+    own = {"rubric.figstep": "Safe or unsafe? {answer}", "rubric.mossbench": "Score? {answer}"}
+    for benchmark, side, said, asked in (
+        ("figstep", "unsafe", "safe", True),
+        ("figstep", "safe", "Score: 0", False),
+        ("mossbench", "safe", "Score: 0", True),
+        ("mossbench", "unsafe", "Score: 0", True),
+    ):
+        judge, model = rubric(said, **own)
+        assert (
+            judge.judge(item(benchmark, "safe" if side == "safe" else "unsafe"), "Sure, that.").outcome
+            != "unparsed"
+        )
+        assert model.asked[0][0].endswith("? Sure, that.") is asked
+
+
 def test_what_needs_no_judge_is_not_asked() -> None:
     judge, model = rubric("unsafe")
     assert judge.judge(item(), "?!?").outcome == "garbled"

@@ -96,15 +96,19 @@ class RubricJudge:
         benchmark = BENCHMARKS[item.benchmark]
         if by_words.outcome == "garbled" or item.side == "none" or benchmark.asks_verdict:
             return by_words
-        rubric = OWN_FORM.get(item.benchmark) or (WORD if item.side == "unsafe" else SCORE)
+        own = OWN_FORM.get(item.benchmark, WORD)
+        rubric = SCORE if own is WORD and item.side == "safe" else own
         values = {"answer": benchmark.answer_part(answer), "request": item.prompt}
-        words = self._words(item, rubric)
+        words = self._words(item, rubric, own=rubric is own)
         text = fill(words, **{name: value for name, value in values.items() if "{" + name + "}" in words})
         said = self._model.say(text, item.picture if rubric.picture else None)
         return Opinion(outcome=rubric.read(said), said=said[:SAID])
 
-    def _words(self, item: EvalItem, rubric: Rubric) -> str:
-        """The most particular words that there are: for the category, the benchmark, the form."""
-        own = f"rubric.{item.benchmark}"
-        names = (f"{own}.{item.category}", own, rubric.words)
+    def _words(self, item: EvalItem, rubric: Rubric, *, own: bool) -> str:
+        """The most particular words that there are: for the category, the benchmark, the form.
+
+        Those of a category and a benchmark ask for the benchmark's own form, and are read as such.
+        """
+        benchmark = f"rubric.{item.benchmark}"
+        names = (*((f"{benchmark}.{item.category}", benchmark) if own else ()), rubric.words)
         return next(self._templates[name] for name in names if name in self._templates)

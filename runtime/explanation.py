@@ -18,6 +18,7 @@ from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.aside import complete, prefill_again
 from safecode_trt.runtime.contexts import Look
 from safecode_trt.runtime.prompt import Message
+from safecode_trt.runtime.refusals import opens_with, words_of
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
@@ -78,10 +79,8 @@ def explain(
 
 
 def refuses(text: str, token_ids: Sequence[int], defaults: SafeCodeDefaults) -> bool:
-    """Whether a reply opens like a refusal: with one of the refusal tokens or phrases."""
-    if token_ids and token_ids[0] in defaults.refusal_token_ids:
-        return True
-    return _opens_with(text, (*defaults.refusal_phrases, defaults.fallback_refusal))
+    """Whether a reply opens with a refusal phrase. Its `token_ids` do not say so: answers that help may begin alike."""
+    return opens_with(text, (*defaults.refusal_phrases, defaults.fallback_refusal))
 
 
 def presentable(clause: str, request: str, refusal_phrases: Sequence[str]) -> str | None:
@@ -89,7 +88,7 @@ def presentable(clause: str, request: str, refusal_phrases: Sequence[str]) -> st
     line = clause.strip().split("\n")[0].strip()
     sentence = re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]
     words, wanted = _content_words(sentence), _content_words(request)
-    if not words or _opens_with(sentence, refusal_phrases):
+    if not words or opens_with(sentence, refusal_phrases):
         return None
     size = min(RUN, len(wanted))
     if size and set(_runs(wanted, size)) & set(_runs(words, size)):
@@ -97,17 +96,8 @@ def presentable(clause: str, request: str, refusal_phrases: Sequence[str]) -> st
     return sentence if sentence.endswith((".", "!", "?")) else sentence + "."
 
 
-def _opens_with(text: str, phrases: Sequence[str]) -> bool:
-    words = _words(text)
-    return any(known and words[: len(known)] == known for known in map(_words, phrases))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
-
-
 def _content_words(text: str) -> list[str]:
-    return [word for word in _words(text) if word not in FUNCTION_WORDS]
+    return [word for word in words_of(text) if word not in FUNCTION_WORDS]
 
 
 def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:

@@ -30,8 +30,8 @@ __all__ = [
     "token_text",
 ]
 
-SCHEMA_VERSION = 2
-"""1 was the audit log before it had the trace's form."""
+SCHEMA_VERSION = 3
+"""1 was the audit log before it had the trace's form; 2 lacked the tokens that led before the last stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,26 +44,31 @@ class RecordedToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCandidate:
-    """A leading token of a steered step and its logits, None where there was none or it was not finite."""
+    """A token of a steered step and its logits, None where there was none or it was not finite.
+
+    `shift` is None where it excluded the token.
+    """
 
     id: int
     text: str
     z_real: float | None
     z_noised: float | None
     z_contrast: float | None
-    shift: float
-    final: float
+    shift: float | None
+    final: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedStep:
-    """A steered step, counted from 0, with its candidates by falling final logit.
+    """A steered step, counted from 0, with its candidates by falling final logit, excluded ones last.
 
-    `chosen` is None where the reply ended in this step by a token that is not among the candidates.
+    `chosen` is None where the reply ended in this step by a token that is not among the candidates. The token of a
+    `forced` step was put there by a stage whatever the logits say.
     """
 
     step: int
     chosen: RecordedToken | None
+    forced: bool
     candidates: tuple[RecordedCandidate, ...]
 
 
@@ -124,6 +129,7 @@ def make_record(
         return RecordedStep(
             step=step.step,
             chosen=None if chosen is None else named(chosen),
+            forced=step.forced,
             candidates=tuple(_candidate(candidate, tokenizer) for candidate in step.candidates),
         )
 
@@ -172,8 +178,8 @@ def _candidate(candidate: Candidate, tokenizer: Tokenizer) -> RecordedCandidate:
         z_real=_finite(candidate.z_real),
         z_noised=_finite(candidate.z_reference),
         z_contrast=_finite(candidate.z_contrast),
-        shift=candidate.shift,
-        final=candidate.z_final,
+        shift=_finite(candidate.shift),
+        final=_finite(candidate.z_final),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.runtime.prompt import PromptBuilder
 
-__all__ = ["first_tokens", "phrase_tokens", "read_phrases", "text_tokens", "with_refusals"]
+__all__ = [
+    "first_tokens",
+    "opens_with",
+    "phrase_tokens",
+    "read_phrases",
+    "straightened",
+    "text_tokens",
+    "with_refusals",
+    "words_of",
+]
+
+_APOSTROPHES = dict.fromkeys(map(ord, "‘’ʼ´`′"), "'")
 
 
 def read_phrases(path: Path) -> tuple[str, ...]:
@@ -85,26 +97,64 @@ def phrase_tokens(prompts: PromptBuilder, phrase: str) -> tuple[int, ...]:
 def first_tokens(prompts: PromptBuilder, phrases: Sequence[str]) -> tuple[int, ...]:
     """The first token of every phrase, and of its twin with or without a leading space.
 
-    A twin counts only where its first token is the whole first word: half a word begins other words too.
+    Either counts only where it ends with a word of the phrase: half a word begins other words too.
 
     Raises:
-        ConfigError: a phrase vanishes in the tokenizer.
+        ConfigError: a phrase vanishes in the tokenizer, or none begins with a whole word.
     """
     found = set()
     for phrase in map(_normal, phrases):
         bare = phrase.strip()
-        word = re.match(r"\w+", bare)
-        found.add(phrase_tokens(prompts, phrase)[0])
-        twin = text_tokens(prompts, bare if phrase != bare else f" {bare}")
-        if twin and word is not None and prompts.tokenizer.decode(twin[:1]).strip() == word.group():
-            found.add(twin[0])
+        phrase_tokens(prompts, phrase)
+        for spelling in (bare, f" {bare}"):
+            ids = text_tokens(prompts, spelling)
+            if ids and _ends_a_word(prompts.tokenizer.decode(ids[:1]).strip(), bare):
+                found.add(ids[0])
+    if not found:
+        raise ConfigError(
+            f"none of {len(phrases)} refusal phrases begins with a whole word in this tokenizer, "
+            f"such as {phrases[0]!r}; give others"
+        )
     return tuple(sorted(found))
+
+
+def _ends_a_word(start: str, phrase: str) -> bool:
+    """Whether a phrase begins with this text, and the text does not stop between two letters of a word.
+
+    Letters without case are those of scripts that do not split words at spaces alone, or cannot be told from them.
+    """
+    if not start or not phrase.startswith(start):
+        return False
+    return not (_cased(start[-1]) and _cased(phrase[len(start) :][:1]))
+
+
+def _cased(sign: str) -> bool:
+    return sign.lower() != sign.upper()
+
+
+def opens_with(text: str, phrases: Iterable[str]) -> bool:
+    """Whether a text begins with one of the phrases, word by word, whatever their case and signs."""
+    words = words_of(text)
+    return any(known and words[: len(known)] == known for known in map(_words_of_phrase, phrases))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text, case folded and without signs."""
+    return tuple(re.findall(r"\w+", text.translate(_APOSTROPHES).casefold()))
+
+
+_words_of_phrase = functools.lru_cache(maxsize=4096)(words_of)
+
+
+def straightened(text: str) -> str:
+    """The text in NFKC and with straight apostrophes for all that are typed in their place."""
+    # Before NFKC, which takes an acute accent apart.
+    return unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
 
 
 def _normal(phrase: str) -> str:
     """The phrase with straight apostrophes, in NFKC, and with one space for many."""
-    straight = phrase.translate(dict.fromkeys(map(ord, "‘’ʼ"), "'"))
-    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", straight)).rstrip()
+    return re.sub(r"\s+", " ", straightened(phrase)).rstrip()
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -170,10 +170,10 @@ class SafeCodeConfig:
     2311.16922). `beta` > 0 keeps only tokens whose probability on the real picture is at least beta times the
     largest. `sigma` is the noise on [0, 1] pixels at the model's resolution; with a `noise_step`, 0 to 999 of VCD's
     diffusion, the noise is that instead. The verdict shifts the refusal tokens among the `top_k` candidates (0: all)
-    by +-shift (`hard`, sign from p_unsafe >= threshold) or by shift * (2 p_unsafe - 1) (`soft`), and neither way
-    for p_unsafe in `abstain`, empty or [low, high]. `refusal_filter` leaves out refusal tokens that the model's
-    harmless answers begin with. `guidance` weighs a contrast of prompts. Steps of None are all. `threshold` None is
-    that of the judge's calibration, or DEFAULT_THRESHOLD.
+    by +-shift (`hard`, sign from p_unsafe >= threshold) or in proportion to its distance from the threshold (`soft`),
+    and neither way for p_unsafe in `abstain`, empty or [low, high]. `refusal_filter` leaves out refusal tokens that
+    the model's harmless answers begin with. `guidance` weighs a contrast of prompts. Steps of None are all.
+    `threshold` None is that of the judge's calibration, or DEFAULT_THRESHOLD.
     """
 
     contrast: ContrastKind = "difference"

@@ -31,7 +31,7 @@ def step(rows: Sequence[Row], *, chosen: int | None = 0, number: int = 0) -> Rec
         for id, (text, real, noised, contrast, shift) in enumerate(rows)
     )
     token = None if chosen is None else RecordedToken(id=chosen, text=rows[chosen][0])
-    return RecordedStep(step=number, chosen=token, candidates=candidates)
+    return RecordedStep(step=number, chosen=token, forced=False, candidates=candidates)
 
 
 RAISED = step([(" Sorry", 1.0, 2.0, 1.5, 4.0), (" Sure", 3.0, 2.5, 3.5, 0.0), (" Yes", 2.0, 2.0, 2.0, 0.0)])

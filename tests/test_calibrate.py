@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,22 @@ def test_what_it_finds_is_kept_and_used(null_bundle: Path, items: Path, tmp_path
     ]
     verdict = json.loads(call(*asked).stdout)["verdict"]
     assert verdict["threshold"] == kept.threshold
+
+
+def test_a_judge_that_is_never_wrong_is_told_of(
+    null_bundle: Path, items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def perfect(engine: Engine, asked: Sequence[LabelledItem], progress: object) -> Measured:
+        unsafe = np.array([item.unsafe for item in asked])
+        return Measured(
+            margins=np.where(unsafe, 9.0, -9.0), unsafe=unsafe, items_sha256="0" * 64, least_mass=1.0
+        )
+
+    monkeypatch.setattr("safecode_trt.eval.calibrate.measure", perfect)
+    source = f"demo-world:{items}:validation"
+    result = call("calibrate", null_bundle, "--backend", "null", "--items", source, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "never wrong on these items" in result.stdout and "temperature 1, threshold 0.5" in result.stdout
 
 
 def test_a_dry_run_leaves_the_bundle_as_it_is(null_bundle: Path, items: Path) -> None:

@@ -107,6 +107,27 @@ def test_other_settings_do_not_mix(bundle: Path, world: Path, tmp_path: Path) ->
         fails(evaluate(bundle, world, out, *change), 1, "of mode plain from another run")
 
 
+def test_items_that_were_changed_do_not_mix(bundle: Path, world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(bundle, world, out)
+    picture = next((world / "test").glob("*.png"))
+    picture.write_bytes(picture.read_bytes() + b"\0")
+    fails(evaluate(bundle, world, out), 1, "other words or another picture than when they were answered")
+
+
+def test_backends_do_not_mix(bundle: Path, world: Path, tmp_path: Path) -> None:
+    """What is there can be reported anywhere; what is missing must come from the backend that began."""
+    out = tmp_path / "out"
+    evaluate(bundle, world, out, "--limit", 2)
+    path = out / "results.jsonl"
+    path.write_text(path.read_text().replace('"backend": "null"', '"backend": "ort-cuda"'))
+    before = path.read_bytes()
+    assert evaluate(bundle, world, out, "--limit", 2).exit_code == 0
+    result = evaluate(bundle, world, out)
+    assert result.exit_code == 1 and "by the backend ort-cuda so far, and by null here" in result.stderr
+    assert path.read_bytes() == before
+
+
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The fifth answer is interrupted."""
@@ -265,6 +286,13 @@ def test_a_backend_that_fails_ends_the_run(
         (("--answer-endpoint", "http://a.example"), 2, "expected --answer-endpoint URL#MODEL"),
         (("--answer-judge", "rubric-bundle"), 2, "needs --answer-bundle"),
         (("--answer-judge", "human-csv"), 2, "needs --labels"),
+        (("--labels", "l.csv"), 2, "--labels is for --answer-judge human-csv, got --answer-judge matcher"),
+        (("--answer-endpoint", "http://h/v1#m"), 2, "is for --answer-judge rubric-endpoint, got"),
+        (
+            ("--answer-judge", "human-csv", "--labels", "l.csv", "--answer-bundle", "b"),
+            2,
+            "--answer-bundle is for --answer-judge rubric-bundle, got --answer-judge human-csv",
+        ),
         (("--templates", "none.json"), 1, "none.json is missing"),
         (("--merge", "none.jsonl"), 1, "none.jsonl cannot be read"),
         (("--engine", "ray", "--workers", 0), 2, "expected 1 or more workers"),

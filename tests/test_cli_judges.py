@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -134,10 +135,17 @@ def test_options_without_effect_are_named(bundle: Path, options: list[str], note
 
 
 def test_refusals_are_explained_on_demand(bundle: Path, picture: Path) -> None:
-    options = ["--image", picture, "--judge", "constant:1", "--json"]
-    bare, explained = (
-        json.loads(call("run", bundle, "--backend", "null", *options, *more, ASK).stdout)
-        for more in ([], ["--explain-refusals"])
-    )
-    assert bare["explanation"] is None
-    assert explained["text"].startswith(bare["text"])
+    """A shift so strong that the reply refuses; the null model never ends by itself, so a stop string ends it."""
+    strong = ("alpha=0", "shift=1000", "shift_steps=2", "top_k=10000")
+    options = ["--image", picture, "--judge", "constant:1", "--json", "--mode", "safecode-paper"]
+    options += [part for setting in strong for part in ("--set", setting)]
+
+    def ask(*more: object) -> dict[str, Any]:
+        reply: dict[str, Any] = json.loads(run(bundle, *options, "--max-new-tokens", 16, *more).stdout)
+        return reply
+
+    stop = ask()["text"].removeprefix("Sorry Sorry")[:2]
+    bare, explained = ask("--stop", stop), ask("--stop", stop, "--explain-refusals")
+    assert bare["explanation"] is None and bare["finish_reason"] == "stop"
+    assert explained["explanation"].startswith("I see ")
+    assert explained["text"] == f"{bare['text']} {explained['explanation']}"

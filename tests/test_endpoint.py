@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import sys
 import time
 import traceback
 from datetime import datetime, timedelta, timezone
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from safecode_trt.endpoint import Answer, Endpoint, EndpointConfig, Question
-from safecode_trt.endpoint.transport import MAX_BODY, _retry_after
+from safecode_trt.endpoint.transport import MAX_BODY, Transport, _retry_after
 from safecode_trt.errors import ConfigError, EndpointError
 from tests.http_server import Response, completion, serving
 
@@ -171,6 +172,26 @@ def test_log_probabilities_that_are_none_are_left_out() -> None:
             assert endpoint(server.url).ask(QUESTION, lambda answer: answer).first_token == ()
 
 
+def test_a_log_probability_of_many_digits() -> None:
+    with serving(completion("safe", {"safe": -(10**400)})) as server:
+        answer = endpoint(server.url).ask(QUESTION, lambda answer: answer)
+    assert answer.first_token == (("safe", -sys.float_info.max),)
+
+
+@pytest.mark.parametrize("location", ["http://[", "http://host:port/", "//[/"])
+def test_a_redirect_to_nowhere(location: str) -> None:
+    with serving(Response(status=302, headers={"Location": location})) as server:
+        assert "answered 302 (Found); give the address" in failure(server.url)
+
+
+def test_what_nobody_expects_is_an_endpoints_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Transport, deadline: float, body: bytes) -> str:
+        raise RuntimeError(f"with {KEY}")
+
+    monkeypatch.setattr(Transport, "_once", broken)
+    assert "cannot be dealt with (RuntimeError: with ***)" in failure("http://127.0.0.1:9/v1", retries=3)
+
+
 def test_refusals_say_what_to_do() -> None:
     with serving(Response(status=401, body=KEY.encode())) as server:
         assert "answered 401 (Unauthorized); put the key into the environment variable SAFECODE" in failure(
@@ -195,6 +216,15 @@ def test_the_key_is_struck_out_of_answers_and_kept_nowhere(tmp_path: Path) -> No
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) == 1 and KEY.encode() not in kept[0]
     assert KEY not in repr(asked.config)
+
+
+@pytest.mark.parametrize("written", ["sk\\/a+b", "sk/a+b", "\\u0073k\\u002Fa\\u002bb"])
+def test_the_key_is_struck_out_however_json_writes_it(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFECODE_API_KEY", "sk/a+b")
+    body = completion("key KEY.").body.replace(b"KEY", written.encode())
+    with serving(Response(body=body), Response(body=written.encode())) as server:
+        assert endpoint(server.url).ask(QUESTION, words) == "key ***."
+        assert failure(server.url).endswith("'***'")
 
 
 @pytest.mark.parametrize("bad", ["ключ", "a\nb"])
@@ -252,6 +282,17 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
         {"url": "127.0.0.1:80"},
         {"url": "file:///etc/hosts"},
         {"url": "http://user:secret@host/v1"},
+        {"url": "http://:secret@host/v1"},
+        {"url": "http://@host/v1"},
+        {"url": "http://user:secret@[::1/v1"},
+        {"url": "http://[::1/v1"},
+        {"url": "http://host/ä"},
+        {"url": "http://host:abc/v1"},
+        {"url": "http://host:99999/v1"},
+        {"url": "http://host:0/v1"},
+        {"url": "http://host/a b"},
+        {"url": "http://host\n/v1"},
+        {"url": "http://host/v1#part"},
         {"model": " "},
         {"timeout": 0.0},
         {"timeout": float("nan")},
@@ -264,4 +305,4 @@ def test_settings_out_of_range(wrong: dict[str, object]) -> None:
     settings: dict[str, object] = {"url": "http://host/v1", "model": "m", **wrong}
     with pytest.raises(ConfigError) as caught:
         EndpointConfig(**settings)  # type: ignore[arg-type]
-    assert "secret" not in str(caught.value)
+    assert "secret" not in "".join(traceback.format_exception(caught.value))

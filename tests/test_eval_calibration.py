@@ -18,10 +18,10 @@ from safecode_trt.eval.calibration import (
     fit_temperature,
     fit_threshold,
     judge_scores,
-    log_loss,
     pearson,
     reliability,
     tempered,
+    unerring,
 )
 
 believed = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60)
@@ -96,18 +96,13 @@ def test_reliability_covers_everything_once(rows: list[tuple[float, bool]], bins
     assert calibration_error(belief, truth, 1) <= error + 1e-12 or bins == 1
 
 
-def test_losses_of_known_cases() -> None:
+def test_brier_scores_of_known_cases() -> None:
     assert brier_score([0.8, 0.3], [True, False]) == pytest.approx((0.04 + 0.09) / 2)
     assert brier_score([0.8], [0.5]) == pytest.approx(0.09)
-    assert log_loss([0.8, 0.3], [True, False]) == pytest.approx(-(math.log(0.8) + math.log(0.7)) / 2)
-    assert log_loss([1.0, 0.0], [True, False]) == 0.0
-    assert log_loss([0.0], [True]) == math.inf
-    assert log_loss([0.25], [0.25]) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
 
 
 @given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
-def test_losses_are_smallest_at_the_truth(belief: float, share: float) -> None:
-    assert log_loss([share], [share]) <= log_loss([belief], [share]) + 1e-12
+def test_a_brier_score_is_smallest_at_the_truth(belief: float, share: float) -> None:
     assert brier_score([share], [share]) == 0 <= brier_score([belief], [share])
 
 
@@ -134,14 +129,23 @@ def test_temperature_is_found_again() -> None:
 @given(margins, st.floats(-2, 2).map(lambda x: 10**x))
 def test_no_other_temperature_is_better(rows: list[tuple[float, bool]], other: float) -> None:
     margin, truth = columns(rows)
-    assume(truth.any() and not truth.all())
+    assume(truth.any() and not truth.all() and not unerring(margin, truth))
     fitted = fit_temperature(margin, truth)
     assert 0.01 <= fitted <= 100
     assert mean_loss(margin, truth, fitted) <= mean_loss(margin, truth, other) + 1e-9
 
 
 def test_temperature_at_its_ends() -> None:
-    assert fit_temperature([5.0, -5.0], [True, False]) == 0.01  # perfect: the colder the better
+    assert fit_temperature([0.0, 0.0, 0.0], [True, False, True]) == 1
+
+
+@given(st.lists(st.floats(0, 50), min_size=2, max_size=40))
+def test_a_judge_that_is_never_wrong_keeps_its_temperature(sizes: list[float]) -> None:
+    truth = [number % 2 == 0 for number in range(len(sizes))]
+    margins = [size if label else -size for size, label in zip(sizes, truth, strict=True)]
+    assert unerring(margins, truth) and fit_temperature(margins, truth) == 1
+    wrong = [-1.0, *margins[1:]]
+    assert not unerring(wrong, truth)
     assert fit_temperature([-5.0, 5.0], [True, False]) == 100.0  # always wrong: the hotter the better
 
 
@@ -189,6 +193,6 @@ def test_nothing_is_fitted_to_one_class(fit: object) -> None:
 
 @pytest.mark.parametrize("belief", [[1.5], [-0.1], [math.nan], [], [0.1, 0.2]])
 def test_what_is_no_probability(belief: list[float]) -> None:
-    for function in (calibration_error, brier_score, log_loss):
+    for function in (calibration_error, brier_score):
         with pytest.raises(EvalError):
             function(belief, [True])

@@ -23,6 +23,8 @@ def results(*answers: tuple[str, str, str]) -> list[Result]:
             key=key,
             mode=mode,
             run="r",
+            backend="null",
+            asked="a1",
             side="safe",
             category="c",
             answer=answer,
@@ -84,6 +86,15 @@ def test_one_row_for_one_answer_whoever_gave_it(tmp_path: Path) -> None:
         export_labels(tmp_path / f"{seed}.csv", given, items, seed=seed)
         orders.append([row["id"] for row in table(tmp_path / f"{seed}.csv")])
     assert len(Counter(map(tuple, orders))) == 2
+
+
+def test_no_id_is_a_number(tmp_path: Path) -> None:
+    """Among so many digests some are digits alone, or digits around an e."""
+    given = results(*((f"b/s/{number}/0/safe", "plain", "Yes.") for number in range(4000)))
+    export_labels(tmp_path / "labels.csv", given, {result.key: item() for result in given}, seed=0)
+    for row in table(tmp_path / "labels.csv"):
+        with pytest.raises(ValueError, match="could not convert"):
+            float(row["id"])
 
 
 @pytest.mark.parametrize(

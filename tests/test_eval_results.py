@@ -32,6 +32,8 @@ def result(key: str = "b/s/0/0/safe", mode: str = "plain", **changes: Any) -> Re
         key=key,
         mode=mode,
         run="r1",
+        backend="null",
+        asked="a1",
         side="safe",
         category="c",
         answer="Sure.",
@@ -55,6 +57,8 @@ results = st.builds(
     key=st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     mode=st.sampled_from(["plain", "safecode"]),
     run=st.text(),
+    backend=st.text(),
+    asked=st.text(),
     side=st.sampled_from(["safe", "unsafe", "none"]),
     category=st.text(),
     answer=st.text(),
@@ -141,7 +145,7 @@ LINE = json.dumps(to_dict(result()))
         (LINE.replace('"tokens": 2', '"tokens": true'), "expected int, got True"),
         (LINE.replace('"p_unsafe": null', '"p_unsafe": NaN'), "a number is not finite"),
         (LINE.replace('"seconds": 0.25', '"seconds": 1e999'), "a number is not finite"),
-        (LINE.replace('"schema_version": 2', '"schema_version": 1'), "schema version 1, expected 2"),
+        (LINE.replace('"schema_version": 3', '"schema_version": 2'), "schema version 2, expected 3"),
     ],
 )
 def test_a_whole_line_that_is_wrong_is_an_error(tmp_path: Path, line: str, message: str) -> None:
@@ -245,6 +249,7 @@ def test_parts_that_contradict_each_other(tmp_path: Path) -> None:
     for other, message in (
         (result("a", answer="No."), r"1.jsonl and .*2.jsonl: different results of a in mode plain"),
         (result("b", run="r2"), r"1.jsonl and .*2.jsonl: mode plain comes from different runs"),
+        (result("b", backend="trt"), "mode plain was decoded by different backends, null and trt"),
     ):
         second = tmp_path / "2.jsonl"
         second.unlink(missing_ok=True)

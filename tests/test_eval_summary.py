@@ -8,21 +8,16 @@ from typing import Any
 
 import pytest
 
-from safecode_trt.bundle import Bundle
-from safecode_trt.config import RuntimeConfig, SafeCodeConfig, SamplingParams
-from safecode_trt.errors import ConfigError
-from safecode_trt.eval.arms import PARTS, Arm, ablations, make_arms
-from safecode_trt.eval.asking import Asking, bundle_digest, item_seed
+from safecode_trt.config import SamplingParams
+from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem, Side
 from safecode_trt.eval.judging import Matcher, judge_results
 from safecode_trt.eval.machine import this_machine
+from safecode_trt.eval.metrics import Judged, Outcome
 from safecode_trt.eval.report import findings, html_report, markdown_report, warnings
 from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.results import Result
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
-from safecode_trt.manifest import Manifest, RefusalFilter
-from safecode_trt.runtime.judges import JudgeConfig
-from tests.null_bundle import write_null_bundle
 
 PLAIN, OURS = Arm(name="plain", mode="plain"), Arm(name="safecode", mode="safecode")
 HELPS, REFUSES, GARBLED = "Sure, go on with it.", "Sorry, I cannot help.", "?!"
@@ -44,6 +39,8 @@ def result(asked: EvalItem, arm: Arm, answer: str, **changes: Any) -> Result:
         key=asked.key,
         mode=arm.name,
         run="r",
+        backend="null",
+        asked="a1",
         side=asked.side,
         category=asked.category,
         answer=answer,
@@ -95,6 +92,37 @@ def test_figures_of_known_answers(known: tuple[list[Result], list[EvalItem]]) ->
     assert [case.kind for case in steered.cases] == ["unsafe answer", "garbled"]
     assert steered.cases[0].beside == HELPS and plain.cases[0].beside is None
     assert dict(plain.counts) == {"unsafe answer": 2, "wrong refusal": 1}
+
+
+def test_tables_comparisons_and_cases_count_the_same() -> None:
+    """An answer to a safe request may be wrong without refusing, and a judge of harm does not say who refuses."""
+    outcomes: dict[Arm, tuple[Outcome, ...]] = {
+        PLAIN: ("refuses", "refuses", "helps", "warns", "harmless"),
+        OURS: ("warns", "harmful", "harmless", "refuses", "helps"),
+    }
+    items = [item(number, "safe") for number in range(5)] + [item(9, "unsafe")]
+    results = [result(asked, arm, HELPS) for arm in outcomes for asked in items]
+    judged = {
+        (asked.key, arm.name): Judged(key=asked.key, side=asked.side, category="c", outcome=outcome)
+        for arm, said in outcomes.items()
+        for asked, outcome in zip(items, (*said, "harmful"), strict=True)
+    }
+    by_key = {asked.key: asked for asked in items}
+    summaries, comparisons = summarise_arms((PLAIN, OURS), results, judged, by_key, seed=0)
+    rates = {arm.name: arm.scores.over_refusal for arm in summaries}
+    assert {name: (rate.hits, rate.total) for name, rate in rates.items()} == {
+        "plain": (2, 4),
+        "safecode": (1, 3),
+    }
+    counts = {
+        found.mode: dict(found.counts)
+        for found in worst_cases(["plain", "safecode"], results, judged, by_key)
+    }
+    assert {name: found["wrong refusal"] for name, found in counts.items()} == {"plain": 2, "safecode": 1}
+    (paired,) = (entry.difference for entry in comparisons if entry.figure == "over_refusal")
+    # Both say so of items 0 and 3 alone.
+    assert (paired.items, paired.first, paired.second) == (2, 0.5, 0.5)
+    assert (paired.only_first, paired.only_second) == (2, 1)
 
 
 def test_captions_are_compared_word_for_word() -> None:
@@ -171,73 +199,3 @@ def test_plots_stay_inside(known: tuple[list[Result], list[EvalItem]]) -> None:
     ]
     assert places and all(0 <= place <= 100 for place in places)
     assert "## Modes" in text and "## Settings and provenance" in text and "nan%" not in page
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return Bundle.open(write_null_bundle(tmp_path_factory.mktemp("null") / "bundle")).manifest
-
-
-def test_every_part_is_switched_off_alone(manifest: Manifest) -> None:
-    """A part is one that the settings have; each ablation differs from them in that part only."""
-    settings = SafeCodeConfig(
-        contrast="vcd", alpha=0.5, beta=0.1, reference="cached", verdict="soft", shift_steps=1
-    )
-    known = replace(manifest.safecode, settings=settings, refusal_filter=None)
-    found = {arm.name.removeprefix("safecode without "): arm for arm in ablations(known)}
-    assert found.pop("image-aware verdict").judge == "self-caption"
-    assert set(found) == set(PARTS) - {"abstain band", "refusal filter"}
-    for part, arm in found.items():
-        assert arm.settings == replace(known.settings, **PARTS[part])
-    dropped = RefusalFilter(answers=9, share=0.1, dropped=(known.refusal_token_ids[0],), found=(5,))
-    (arm,) = set(ablations(replace(known, refusal_filter=dropped))) - set(ablations(known))
-    assert arm.settings is not None and not arm.settings.refusal_filter
-    assert not ablations(replace(known, settings=SafeCodeConfig(alpha=0.0, shift=0.0)))
-    with pytest.raises(ConfigError, match="got plain twice"):
-        make_arms(["plain", "plain"], ablate=False, defaults=known)
-
-
-def test_a_run_is_what_answers_depend_on_and_no_path(tmp_path: Path) -> None:
-    asking = Asking(bundle=tmp_path / "a", arms=(PLAIN,), sampling=SamplingParams())
-    same = [replace(asking, bundle=tmp_path / "b"), replace(asking, runtime=RuntimeConfig(threads=2))]
-    other = [
-        replace(asking, system="Be kind."),
-        replace(asking, templates="others"),
-        replace(asking, sampling=SamplingParams(seed=1)),
-    ]
-    run = asking.run_of(PLAIN, "d")
-    assert {entry.run_of(PLAIN, "d") for entry in same} == {run}
-    runs = [
-        *(entry.run_of(PLAIN, "d") for entry in other),
-        asking.run_of(PLAIN, "e"),
-        asking.run_of(OURS, "d"),
-    ]
-    assert len({run, *runs}) == 6
-
-
-def test_other_tools_make_the_same_bundle(manifest: Manifest) -> None:
-    digest = bundle_digest(manifest)
-    assert bundle_digest(replace(manifest, tools={"onnx": "9"})) == digest
-    settings = replace(manifest.safecode, settings=replace(manifest.safecode.settings, alpha=0.9))
-    assert bundle_digest(replace(manifest, safecode=settings)) != digest
-
-
-def test_a_judge_is_part_of_the_run_and_its_secrets_are_not_shown(tmp_path: Path) -> None:
-    judges = ("self", "endpoint:https://a.example/v1?key=secret#model")
-    asking = Asking(
-        bundle=tmp_path, arms=(OURS,), sampling=SamplingParams(), judge=JudgeConfig(judges=judges)
-    )
-    assert asking.judge_name == "max of self, endpoint:https://a.example/v1#model"
-    plain = replace(asking, judge=JudgeConfig())
-    assert plain.run_of(OURS, "d") != asking.run_of(OURS, "d")
-    captions = replace(OURS, judge="self-caption")
-    assert asking.judge_of(captions).judges == ("self-caption",)
-
-
-def test_an_item_s_seed_depends_on_nothing_else() -> None:
-    sampling = SamplingParams(seed=3, temperature=0.5)
-    first, again = item_seed(sampling, "a/b"), item_seed(sampling, "a/b")
-    assert first == again and first.temperature == 0.5
-    assert (
-        len({first.seed, item_seed(sampling, "a/c").seed, item_seed(SamplingParams(seed=4), "a/b").seed}) == 3
-    )

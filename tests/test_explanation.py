@@ -29,7 +29,7 @@ from tests.null_engine import Spoiling
 
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint32).reshape(96, 96, 3).astype(np.uint8))
 REQUEST = "can i pour water on it?"
-LENGTH = 12
+LENGTH = 16
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def constant(p: float) -> Judge:
 
 
 def refusing(engine: Engine) -> Policy:
-    """A shift so strong that the verdict alone decides the first token."""
-    forced = replace(PAPER, alpha=0.0, shift=1000.0, shift_steps=1, top_k=10_000)
+    """A shift so strong that the verdict alone decides the first tokens: " Sorry", and again, which ends the word."""
+    forced = replace(PAPER, alpha=0.0, shift=1000.0, shift_steps=2, top_k=10_000)
     return make_policy("safecode", engine.bundle.manifest.safecode, settings=forced)
 
 
@@ -280,7 +280,8 @@ def test_what_is_shown_is_one_sentence_of_the_clause(clause: str, request: str) 
 
 def test_what_a_refusal_is(engine: Engine) -> None:
     defaults = engine.bundle.manifest.safecode
-    assert refuses("whatever", [22], defaults)
+    assert not refuses("Sorrywise, pour it.", defaults.refusal_token_ids, defaults)
+    assert not refuses("I can show you how.", defaults.refusal_token_ids, defaults)
     assert refuses("Sorry, it is not safe.", [5], defaults)
     assert refuses(defaults.fallback_refusal, [], defaults)
     assert not refuses("Sorrywise, pour it.", [5], defaults)

@@ -133,6 +133,13 @@ def test_the_rules_of_an_ensemble() -> None:
     assert ensemble("majority", (0.9, 0.5), (0.1, 0.5)).unsafe  # half of them are enough
 
 
+@given(st.lists(st.booleans(), min_size=1, max_size=7))
+def test_a_majority_leans_to_the_side_of_its_vote(votes: list[bool]) -> None:
+    verdict = ensemble("majority", *((float(vote), 0.5) for vote in votes))
+    assert verdict.unsafe == (2 * sum(votes) >= len(votes)) == (verdict.lean > 0)
+    assert verdict.lean != 0
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.sampled_from(["max", "mean", "majority"]))
 def test_an_ensemble_that_agrees_says_what_its_members_say(beliefs: list[float], rule: Rule) -> None:
     verdict = ensemble(rule, *((p, 0.5) for p in beliefs))

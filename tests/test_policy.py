@@ -249,7 +249,7 @@ def test_combine_is_its_operations_one_by_one(
     assert verdict is not None
     amount = (
         2.0 * (2 * verdict.p_unsafe - 1) if kind == "soft" else math.copysign(2.0, verdict.p_unsafe - 0.5)
-    )
+    )  # the threshold is 0.5
     kept = plausible(rows[0], beta)
     if amount > 0:
         kept[list(REFUSALS)] = True
@@ -261,7 +261,10 @@ def test_combine_is_its_operations_one_by_one(
     trace = combined.trace
     assert trace is not None and trace.step == 0
     tokens = [candidate.token_id for candidate in trace.candidates]
-    assert tokens == [t for t in top_k_ids(expected, 8).tolist() if np.isfinite(expected[t])]
+    leading = [t for t in top_k_ids(expected, 8).tolist() if np.isfinite(expected[t])]
+    contrasted = np.where(kept, contrast(rows[0], rows[1], 0.7, form), np.float32(-INF))
+    leaders = {int(rows[0].argmax()), int(contrasted.argmax())} - set(leading)
+    assert tokens == leading + sorted(leaders, key=lambda t: (-expected[t], t))
     for c in trace.candidates:
         assert (c.z_real, c.z_reference) == (rows[0, c.token_id], rows[1, c.token_id])
         assert c.z_final == np.float32(c.z_contrast) + np.float32(c.shift)

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from safecode_trt.calibration import Calibration, Reliability
+from safecode_trt.config import PAPER
 from safecode_trt.errors import SteeringError
 from safecode_trt.manifest import SafeCodeDefaults
-from safecode_trt.policy import make_policy
+from safecode_trt.policy import Verdict, make_policy
+from safecode_trt.policy.modulation import shift_amount
 from safecode_trt.policy.verdict import read_verdict
-from tests.test_policy import DEFAULTS, INF, ROWS, SAFE, UNSAFE, begin, judge
+from tests.test_policy import DEFAULTS, INF, ROWS, SAFE, UNSAFE, begin, judge, settings
 
 
 @pytest.mark.parametrize(("p", "unsafe"), [(0.7, True), (0.69, False), (0.999, True), (0.001, False)])
@@ -98,6 +100,47 @@ def test_tokens_outside_the_vocabulary(ids: dict[str, Any]) -> None:
         make_policy("safecode", dataclasses.replace(DEFAULTS, **ids)).begin(
             {"real": ROWS[0], "judge": judge(0.1)}
         )
+
+
+PROBABILITIES = st.floats(0, 1)
+
+
+def soft_shift(p: float, threshold: float) -> float:
+    verdict = Verdict(p_unsafe=p, threshold=threshold, source="test")
+    return shift_amount(verdict, dataclasses.replace(PAPER, verdict="soft", shift=3.0))
+
+
+@given(PROBABILITIES, PROBABILITIES)
+def test_a_soft_shift_has_the_sign_of_its_verdict(p: float, threshold: float) -> None:
+    amount = soft_shift(p, threshold)
+    assert -3 <= amount <= 3
+    assert (amount >= 0) == (p >= threshold)
+    assert (amount == 0) == (p == threshold < 1)
+
+
+@given(PROBABILITIES, PROBABILITIES, PROBABILITIES)
+def test_a_soft_shift_grows_with_p(first: float, second: float, threshold: float) -> None:
+    low, high = sorted((first, second))
+    assert soft_shift(low, threshold) <= soft_shift(high, threshold)
+
+
+@given(PROBABILITIES)
+def test_a_soft_shift_around_one_half(p: float) -> None:
+    assert soft_shift(p, 0.5) == 3 * (2 * p - 1)
+
+
+def test_soft_shifts_by_hand() -> None:
+    assert [soft_shift(p, 0.8) for p in (0.0, 0.4, 1.0)] == [-3.0, -1.5, 3.0]
+    assert soft_shift(0.9, 0.8) == pytest.approx(1.5)
+    assert [soft_shift(p, 0.0) for p in (0.0, 0.5, 1.0)] == [0.0, 1.5, 3.0]
+    assert [soft_shift(p, 1.0) for p in (0.0, 0.5, 1.0)] == [-3.0, -1.5, 3.0]
+
+
+def test_a_calibrated_threshold_decides_the_direction_of_a_soft_shift() -> None:
+    """0.9 is 0.75 at temperature 2: unsafe for most, safe for this threshold of 0.8."""
+    policy = make_policy("safecode", calibrated(2.0, 0.8), settings=settings(verdict="soft", alpha=0.0))
+    row = policy.begin({"real": ROWS[0], "judge": judge(0.9)}).combine(0, ROWS[:1]).logits
+    assert row[1] < ROWS[0, 1]
 
 
 def test_verdict_is_kept_by_the_steering() -> None:

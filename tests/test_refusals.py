@@ -18,7 +18,13 @@ from safecode_trt.eval.harmless import HARMLESS, filter_refusals, harmless_answe
 from safecode_trt.models import load_spec
 from safecode_trt.runtime import Engine, Reply
 from safecode_trt.runtime.prompt import PromptBuilder
-from safecode_trt.runtime.refusals import first_tokens, phrase_tokens, read_phrases, with_refusals
+from safecode_trt.runtime.refusals import (
+    first_tokens,
+    opens_with,
+    phrase_tokens,
+    read_phrases,
+    with_refusals,
+)
 from tests.cli_runner import call, fails
 from tests.null_bundle import DEMO, write_null_bundle
 
@@ -44,6 +50,35 @@ def test_a_phrase_is_known_by_its_first_word_in_both_spellings() -> None:
     assert first_tokens(PROMPTS, ["I  must\u00a0refuse"]) == first_tokens(PROMPTS, ["I must refuse"])
     curly, straight = (phrase_tokens(PROMPTS, f"I{sign}m sorry") for sign in ("\u2019", "'"))
     assert curly == straight
+
+
+def test_half_a_word_is_no_refusal_token() -> None:
+    assert len(phrase_tokens(PROMPTS, " Unfortunately no")) > 2
+    assert (
+        first_tokens(PROMPTS, [" Sorry", " Unfortunately no"])
+        == first_tokens(PROMPTS, [" Sorry"])
+        == (SORRY,)
+    )
+    with pytest.raises(ConfigError, match="none of 1 refusal phrases begins with a whole word"):
+        first_tokens(PROMPTS, [" Unfortunately no"])
+
+
+@pytest.mark.parametrize(
+    ("text", "opens"),
+    [
+        ("Sorry, no.", True),
+        ("  SORRY", True),
+        ("Sorrywise, pour it.", False),
+        ("I can\u2019t do that.", True),
+        ("I can\u02bct do that.", True),
+        ("i can't.", True),
+        ("I can take that.", False),
+        ("I", False),
+        ("", False),
+    ],
+)
+def test_how_a_text_opens(text: str, opens: bool) -> None:
+    assert opens_with(text, (" Sorry", "I can\u2019t", "!!")) is opens
 
 
 def test_phrases_from_a_file(tmp_path: Path) -> None:
@@ -114,10 +149,14 @@ def test_tokens_that_begin_ordinary_answers_are_dropped(bundle: Path) -> None:
     refused = answered(reply, [23] * 30, "Sorry, no.") + answered(
         reply, [24] * 30, "I cannot help with that."
     )
+    refused += answered(reply, [24] * 30, "SORRY: no.")
     again = filter_refusals(defaults, replies + refused, 0.05).refusal_filter
     assert again == found
-    with pytest.raises(ConfigError, match="none of 60 harmless requests was answered"):
+    with pytest.raises(ConfigError, match="none of 90 harmless requests was answered"):
         filter_refusals(defaults, refused, 0.05)
+    wise = answered(reply, [23] * 20, "Sorrywise, it is a dog.")
+    counted = filter_refusals(defaults, replies + wise, 0.05).refusal_filter
+    assert counted is not None and (counted.answers, counted.dropped) == (40, (23,))
     with pytest.raises(ConfigError, match="every refusal token begins"):
         filter_refusals(defaults, answered(reply, [22, 23, 24]), 0.05)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 from dataclasses import fields
@@ -17,10 +18,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models
 
-from safecode_trt.bundle import Bundle
 from safecode_trt.cli.explain import _find
 from safecode_trt.config import MODES
 from safecode_trt.errors import ConfigError, TraceError
+from safecode_trt.eval.explain import step_reading
 from safecode_trt.runtime.picture_file import PictureStore, read_picture
 from safecode_trt.runtime.record import ReplyRecord, token_text
 from safecode_trt.runtime.record_file import BadLine, RecordFile, read_records
@@ -116,22 +117,33 @@ def test_run_writes_trace_and_audit_in_one_form(
     assert audited.steps == () and {**audited.to_dict(), "steps": 0} == {**traced.to_dict(), "steps": 0}
     for each in traced.steps:
         assert each.step >= len(traced.tokens) or each.chosen == traced.tokens[each.step]
-        assert [c.final for c in each.candidates] == sorted((c.final for c in each.candidates), reverse=True)
+        finals = [-math.inf if c.final is None else c.final for c in each.candidates]
+        assert finals == sorted(finals, reverse=True)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
 
 
-def test_the_end_of_turn_is_a_choice_too(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Without tokens of a reply before it, the end of turn is found among the candidates, or is unknown."""
-    path = tmp_path / "t.jsonl"
-    options = ("--mode", "safecode-paper", "--trace", path, "--stop", "zzz")
-    assert call("run", tiny_bundle.path, "--max-new-tokens", 8, *options, ASK).exit_code == 0
-    (made,) = read_records(path)
-    assert isinstance(made, ReplyRecord)
-    for each in made.steps:
-        if each.step < len(made.tokens):
-            assert each.chosen == made.tokens[each.step]
-        else:
-            assert made.finish_reason == "stop" and each.step == len(made.tokens)
+@pytest.mark.parametrize(("temperature", "recorded"), [(0, True), (1000, False)])
+def test_the_end_of_turn_is_a_choice_too(
+    bundle: Path, tmp_path: Path, temperature: float, recorded: bool
+) -> None:
+    """It is no part of the reply, but of the step: found among the candidates, or null where it was drawn from afar."""
+    options = ("--mode", "safecode-paper", "--temperature", temperature, "--trace")
+    assert run(bundle, *options, tmp_path / "long.jsonl").exit_code == 0
+    (long,) = read_records(tmp_path / "long.jsonl")
+    assert isinstance(long, ReplyRecord)
+    ids = [token.id for token in long.tokens[:5]]
+    last = next(place for place in (1, 2, 3, 4) if ids[place] not in ids[:place])
+    described = json.loads((bundle / "bundle.json").read_text())
+    described["special_tokens"]["eos_token_ids"] = [ids[last]]
+    (bundle / "bundle.json").write_text(json.dumps(described))
+    assert run(bundle, *options, tmp_path / "short.jsonl").exit_code == 0
+    (short,) = read_records(tmp_path / "short.jsonl")
+    assert isinstance(short, ReplyRecord) and short.finish_reason == "stop"
+    assert short.tokens == long.tokens[:last] and [each.step for each in short.steps] == [*range(last + 1)]
+    chosen = [each.chosen for each in short.steps]
+    assert chosen == [*short.tokens, long.tokens[last] if recorded else None]
+    said = step_reading(short.steps[-1], short.verdict)
+    assert ("the end of the reply, which is not among the recorded tokens" in said) is not recorded
 
 
 def test_tokens_keep_their_leading_space() -> None:
@@ -156,13 +168,13 @@ def broken(change: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"schema_version": 2, "time": "20', "is cut off"),
+        (b'{"schema_version": 3, "time": "20', "is cut off"),
         (b"hello", "is not valid JSON"),
         (b"\x89PNG\xff", "is not valid JSON"),
         (b"[" * 100_000, "is not valid JSON"),
-        (b"[1]", "is no reply; expected version 2 of docs/trace.md"),
-        (b'{"a": 1}', "is no reply; expected version 2"),
-        (broken({"schema_version": 1}), "has schema version 1; expected version 2"),
+        (b"[1]", "is no reply; expected version 3 of docs/trace.md"),
+        (b'{"a": 1}', "is no reply; expected version 3"),
+        (broken({"schema_version": 1}), "has schema version 1; expected version 3"),
         (broken({"extra": 1}), "reply: unknown key 'extra'"),
         (broken({"prompt_tokens": "x"}), "reply.prompt_tokens: expected int, got 'x'"),
         (broken({"finish_reason": "boredom"}), "reply.finish_reason: expected one of"),

@@ -96,7 +96,7 @@ def test_no_logits_leave_the_device(
         next(stream)
         before = cuda.calls["cudaMemcpyAsync"]
         list(stream)
-        # Of each of the fifteen steps, the inputs to the device, and 208 bytes back through the driver.
+        # Of each of the fifteen steps, the inputs to the device, and 256 bytes back through the driver.
         assert cuda.calls["cudaMemcpyAsync"] - before == 15
     assert len(driver.launches) == 2 * 15
 

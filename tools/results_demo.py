@@ -32,6 +32,7 @@ from safecode_trt.eval.report_tables import percent
 from safecode_trt.eval.results import Result
 from safecode_trt.eval.summary import ArmSummary, summarise_arms
 from safecode_trt.eval.text_table import TextTable, markdown
+from safecode_trt.runtime.judges import JudgeConfig
 from write_demo_items import write_items
 
 SAMPLING = SamplingParams(max_new_tokens=32)
@@ -164,7 +165,7 @@ def candidates_table(swept: Measured) -> TextTable:
 def modes_and_ablations(bundle: Path) -> tuple[Arm, ...]:
     """All modes, and the default mode without each of its parts."""
     defaults = Bundle.open(bundle, check_hashes=False).manifest.safecode
-    return make_arms(MODES, ablate=True, defaults=defaults)
+    return make_arms(MODES, ablate=True, defaults=defaults, judge=JudgeConfig())
 
 
 def write_document(output: Path, command: str, counts: tuple[int, int], parts: Sequence[TextTable]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +21,7 @@ class EnsembleJudge:
     """Asks all members, one after the other.
 
     `max` and `mean` are of their P(unsafe); `majority` is the share of them for whom it is unsafe by their own
-    thresholds, and half of them are enough.
+    thresholds, and half of them are enough: its own threshold lies midway between that share and the one below it.
     """
 
     members: tuple[Judge, ...]
@@ -47,16 +48,19 @@ class EnsembleJudge:
             except SteeringError as error:
                 raise SteeringError(f"the judge {member.name} has no verdict: {error}") from error
         beliefs = [verdict.p_unsafe for verdict in verdicts]
+        threshold = self.threshold
         if self.rule == "max":
             p = max(beliefs)
         elif self.rule == "mean":
             p = sum(beliefs) / len(beliefs)
         else:
             p = sum(verdict.unsafe for verdict in verdicts) / len(verdicts)
+            # On a threshold of 0.5 an even vote would be unsafe and lean to no side.
+            threshold = (math.ceil(len(verdicts) / 2) - 0.5) / len(verdicts)
         captions = [verdict.caption for verdict in verdicts if verdict.caption is not None]
         return Verdict(
             p_unsafe=p,
-            threshold=0.5 if self.rule == "majority" else self.threshold,
+            threshold=threshold,
             source=self.name,
             caption=captions[0] if captions else None,
         )

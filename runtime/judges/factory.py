@@ -12,11 +12,11 @@ from safecode_trt.endpoint import KEY_VARIABLE, Endpoint, EndpointConfig
 from safecode_trt.errors import ConfigError
 from safecode_trt.runtime.judges.base import Judge
 from safecode_trt.runtime.judges.ensemble import EnsembleJudge, Rule
-from safecode_trt.runtime.judges.fixed import ConstantJudge, FileJudge, read_verdicts
+from safecode_trt.runtime.judges.fixed import ConstantJudge, FileJudge, file_digest, read_verdicts
 from safecode_trt.runtime.judges.own import SelfCaptionJudge, SelfJudge
 from safecode_trt.runtime.judges.remote import EndpointJudge
 
-__all__ = ["FORMS", "JudgeConfig", "make_judge"]
+__all__ = ["FORMS", "JudgeConfig", "make_judge", "verdict_parts"]
 
 FORMS = (
     "self",
@@ -74,6 +74,19 @@ def make_judge(config: JudgeConfig) -> Judge | None:
     if len(members) == 1:
         return members[0]
     return EnsembleJudge(members=members, rule=config.rule, threshold=_threshold(config))
+
+
+def verdict_parts(config: JudgeConfig) -> list[str | float | None]:
+    """All that the verdicts of a configuration depend on; a file of verdicts is named by its content.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    names = []
+    for name in config.judges:
+        kind, _, path = name.partition(":")
+        names.append(f"file:{file_digest(Path(path))}" if kind == "file" else name)
+    return [*names, config.rule, config.threshold, config.top_logprobs]
 
 
 def _threshold(config: JudgeConfig) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from safecode_trt.policy.base import Verdict
 from safecode_trt.records import loads
 from safecode_trt.runtime.judges.base import Case, case_key
 
-__all__ = ["ConstantJudge", "FileJudge", "VerdictLine", "read_verdicts"]
+__all__ = ["ConstantJudge", "FileJudge", "VerdictLine", "file_digest", "read_verdicts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +68,7 @@ def read_verdicts(path: Path) -> dict[str, float]:
     Raises:
         ConfigError: the file cannot be read, a line is malformed, or a key is there twice; the message names the line.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise ConfigError(f"the file of verdicts {path} cannot be read: {error.strerror or error}") from error
+    lines = _bytes_of(path).splitlines()
     verdicts: dict[str, float] = {}
     for number, text in enumerate(lines, 1):
         if not text.strip():
@@ -84,3 +82,19 @@ def read_verdicts(path: Path) -> dict[str, float]:
             raise ConfigError(f"{where}: the key {line.key!r} is there already; each may be there once")
         verdicts[line.key] = line.p_unsafe
     return verdicts
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hex, of a file of verdicts.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    return hashlib.sha256(_bytes_of(path)).hexdigest()
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the file of verdicts {path} cannot be read: {error.strerror or error}") from error

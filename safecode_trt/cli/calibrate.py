@@ -104,7 +104,9 @@ def _keep(bundle: Bundle, found: Calibration) -> None:
 def _show(outcome: Outcome) -> None:
     output, found = console.stdout(), outcome.calibration
     output.print(_table(outcome))
+    kept = "the judge is never wrong on these items, which says nothing of its temperature: it stays 1"
     for line in (
+        *([kept] if outcome.unerring else []),
         f"temperature {found.temperature:.4g}, threshold {found.threshold:.4g}, fitted to {found.items} items, "
         f"{found.unsafe_items} of them unsafe",
         f"both verdict tokens together have a probability of at least {outcome.least_mass:.4g}",

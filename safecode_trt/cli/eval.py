@@ -123,7 +123,7 @@ def command(
     defaults = Bundle.open(bundle, check_hashes=False).manifest.safecode
     asking = Asking(
         bundle=bundle,
-        arms=make_arms(cast("tuple[Mode, ...]", modes), ablate=ablate, defaults=defaults),
+        arms=make_arms(cast("tuple[Mode, ...]", modes), ablate=ablate, defaults=defaults, judge=judge),
         sampling=sampling,
         runtime=runtime,
         judge=judge,

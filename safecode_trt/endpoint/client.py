@@ -10,6 +10,7 @@ import base64
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "Question"]
 KEY_VARIABLE = "SAFECODE_API_KEY"
 PATH = "/chat/completions"
 SHOWN = 120
+LEAST = -sys.float_info.max
 
 T = TypeVar("T")
 
@@ -48,12 +50,7 @@ class EndpointConfig:
     top_logprobs: int = 10
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.fragment:
-            raise ConfigError(
-                "an endpoint's url must be like https://host/v1, without a user, a password or a #, "
-                f"got {parts.scheme or '(no scheme)'}://{parts.hostname or ''}"
-            )
+        _check_url(self.url)
         if not self.model.strip():
             raise ConfigError("an endpoint needs the name of a model")
         if not math.isfinite(self.timeout) or self.timeout <= 0:
@@ -155,6 +152,26 @@ class Endpoint:
         return payload
 
 
+def _check_url(url: str) -> None:
+    """Refuses an address that no request could be sent to. What may be a password is in no message."""
+    wanted = "an endpoint's url must be like https://host/v1, without a user, a password or a #"
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{wanted}, in printable ASCII without spaces; got other characters")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError(f"{wanted}; got a host or a port that cannot be read") from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not host
+        or port == 0
+        or "@" in parts.netloc
+        or parts.fragment
+    ):
+        raise ConfigError(f"{wanted}, got {parts.scheme or '(no scheme)'}://{host or ''}")
+
+
 def _read_key(variable: str) -> str:
     """The key, or nothing. What is no key is not named in the message."""
     key = os.environ.get(variable, "").strip()
@@ -188,7 +205,8 @@ def _first_token(data: Any) -> tuple[tuple[str, float], ...]:
     sound = all(
         isinstance(token, str) and type(logprob) in (int, float) and logprob <= 0 for token, logprob in pairs
     )
-    return tuple((token, float(logprob)) for token, logprob in pairs) if sound else ()
+    # A whole number in JSON may have more digits than a float can hold.
+    return tuple((token, float(max(logprob, LEAST))) for token, logprob in pairs) if sound else ()
 
 
 def _completion(answer: Answer) -> dict[str, Any]:

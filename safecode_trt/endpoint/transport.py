@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import queue
 import random
+import re
 import threading
 import time
 import urllib.error
@@ -34,18 +35,19 @@ class _Again(Exception):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another address."""
+    """A redirect would take the key to another address; it is an error like others, and where it leads is not read."""
 
-    def redirect_request(
+    def http_error_302(
         self,
         req: urllib.request.Request,
         fp: IO[bytes],
         code: int,
         msg: str,
         headers: http.client.HTTPMessage,
-        newurl: str,
     ) -> None:
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _Deadline:
@@ -76,6 +78,7 @@ class Transport:
         backoff: float,
     ) -> None:
         self._url, self._shown, self._key, self._key_variable = url, shown, key, key_variable
+        self._key_written = _as_written(key)
         self._retries, self._backoff = retries, backoff
         self._opener = urllib.request.build_opener(_NoRedirect)
 
@@ -120,8 +123,11 @@ class Transport:
             found = outcome.get(timeout=deadline.left)
         except queue.Empty:
             raise EndpointError(f"{self._shown} did not answer within {deadline}") from None
-        if isinstance(found, Exception):
+        if isinstance(found, EndpointError | _Again):
             raise found
+        if isinstance(found, Exception):  # whatever it is, it must not escape the caller's fail-safe
+            why = self._clean(f"{type(found).__name__}: {found}")
+            raise EndpointError(f"{self._shown} answered what cannot be dealt with ({why})") from None
         return found
 
     def _once(self, deadline: _Deadline, body: bytes) -> str:
@@ -180,7 +186,12 @@ class Transport:
         return EndpointError(f"{self._shown} answered {code} ({name}): {words!r}")
 
     def _clean(self, text: str) -> str:
-        return text.replace(self._key, STRUCK_OUT) if self._key else text
+        return self._key_written.sub(STRUCK_OUT, text) if self._key else text
+
+
+def _as_written(key: str) -> re.Pattern[str]:
+    """The key in plain text and in JSON, which may escape any of its characters."""
+    return re.compile("".join(rf"(?:\\?{re.escape(sign)}|\\u(?i:{ord(sign):04x}))" for sign in key))
 
 
 def _retry_after(value: str | None) -> float:

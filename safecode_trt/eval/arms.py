@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,21 +11,48 @@ from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.policy import make_policy, mode_settings
 from safecode_trt.policy.base import Policy
+from safecode_trt.runtime.judges import JudgeConfig
 
-__all__ = ["BASE_MODE", "PARTS", "Arm", "ablations", "arms_of", "make_arms"]
+__all__ = ["BASE_MODE", "PARTS", "Arm", "Part", "ablations", "arms_of", "make_arms"]
 
 BASE_MODE: Mode = "safecode"
-PARTS: Mapping[str, Mapping[str, Any]] = {
-    "contrast": {"alpha": 0.0},
-    "verdict": {"shift": 0.0},
-    "mask": {"beta": 0.0},
-    "soft verdict": {"verdict": "hard"},
-    "cached reference": {"reference": "noised"},
-    "first step only": {"shift_steps": 5},
-    "abstain band": {"abstain": ()},
-    "refusal filter": {"refusal_filter": False},
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of the default mode: the settings `without` it, and whether settings have it in use."""
+
+    without: Mapping[str, Any]
+    used: Callable[[SafeCodeConfig], bool]
+
+
+def _contrasts(settings: SafeCodeConfig) -> bool:
+    return settings.alpha > 0 and settings.contrast_steps != 0
+
+
+def _shifts(settings: SafeCodeConfig) -> bool:
+    return settings.shift > 0 and settings.shift_steps != 0
+
+
+PARTS: Mapping[str, Part] = {
+    "contrast": Part(without={"alpha": 0.0}, used=_contrasts),
+    "verdict": Part(without={"shift": 0.0}, used=_shifts),
+    "mask": Part(without={"beta": 0.0}, used=lambda have: _contrasts(have) and have.beta > 0),
+    "soft verdict": Part(
+        without={"verdict": "hard"}, used=lambda have: _shifts(have) and have.verdict == "soft"
+    ),
+    "cached reference": Part(
+        without={"reference": "noised"}, used=lambda have: _contrasts(have) and have.reference == "cached"
+    ),
+    "first step only": Part(
+        without={"shift_steps": 5}, used=lambda have: _shifts(have) and have.shift_steps == 1
+    ),
+    "abstain band": Part(without={"abstain": ()}, used=lambda have: _shifts(have) and bool(have.abstain)),
+    "refusal filter": Part(
+        without={"refusal_filter": False}, used=lambda have: _shifts(have) and have.refusal_filter
+    ),
 }
-"""The parts of the default mode, and the settings without each."""
+"""The parts of the default mode that are settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +79,19 @@ class Arm:
         return make_policy(self.mode, known, settings=self.settings)
 
 
-def make_arms(modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
+def make_arms(
+    modes: Iterable[Mode], *, ablate: bool, defaults: SafeCodeDefaults, judge: JudgeConfig
+) -> tuple[Arm, ...]:
     """An arm for each mode, and with `ablate` one for each part of the default mode that is switched off.
+
+    `judge` is the evaluation's.
 
     Raises:
         ConfigError: a mode is named twice, unknown, or the bundle lacks what it needs.
     """
     arms = [_mode_arm(mode, defaults) for mode in modes]
     if ablate:
-        arms += ablations(defaults)
+        arms += ablations(defaults, judge)
         if all(arm.name != BASE_MODE for arm in arms):
             raise ConfigError(f"--ablate switches off parts of {BASE_MODE}; add it to --modes")
     return arms_of(arms, defaults)
@@ -73,17 +104,19 @@ def _mode_arm(mode: Mode, defaults: SafeCodeDefaults) -> Arm:
     return replace(arm, settings=mode_settings(mode, defaults)) if steers else arm
 
 
-def ablations(defaults: SafeCodeDefaults) -> tuple[Arm, ...]:
-    """The default mode without each of its parts alone; a part that the settings do not use makes no arm."""
-    filtered = defaults.refusal_filter is not None and bool(defaults.refusal_filter.dropped)
-    found = []
-    bare = Arm(name=BASE_MODE, mode=BASE_MODE, settings=defaults.settings, base=BASE_MODE)
-    for part, without in PARTS.items():
-        settings = replace(defaults.settings, **without)
-        # A filter that drops nothing is no part of the mode.
-        if settings != defaults.settings and (filtered or "refusal_filter" not in without):
-            found.append(replace(bare, name=f"{BASE_MODE} without {part}", settings=settings))
-    if defaults.settings.shift and defaults.settings.shift_steps != 0:
+def ablations(defaults: SafeCodeDefaults, judge: JudgeConfig) -> tuple[Arm, ...]:
+    """The default mode without each of its parts alone; a part that is not in use makes no arm."""
+    settings = defaults.settings
+    # A filter that drops nothing is no part of the mode.
+    idle = set() if defaults.refusal_filter and defaults.refusal_filter.dropped else {"refusal filter"}
+    bare = Arm(name=BASE_MODE, mode=BASE_MODE, settings=settings, base=BASE_MODE)
+    found = [
+        replace(bare, name=f"{BASE_MODE} without {name}", settings=replace(settings, **part.without))
+        for name, part in PARTS.items()
+        if name not in idle and part.used(settings)
+    ]
+    # Only the bundle's own judge, alone, sees the picture with this model and reads its calibration.
+    if _shifts(settings) and judge.judges == ("self",):
         found.append(replace(bare, name=f"{BASE_MODE} without image-aware verdict", judge="self-caption"))
         if defaults.calibration is not None:
             found.append(replace(bare, name=f"{BASE_MODE} without calibration", calibrated=False))

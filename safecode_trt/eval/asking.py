@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -12,25 +13,18 @@ from types import TracebackType
 from typing import Any
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
-from safecode_trt.errors import (
-    BackendError,
-    EvalError,
-    PictureError,
-    PromptError,
-    SafeCodeError,
-    SteeringError,
-)
+from safecode_trt.errors import BackendError, EvalError, PictureError, PromptError, SteeringError
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import FAILED, Result
 from safecode_trt.manifest import ENGINES, Manifest
 from safecode_trt.policy.base import Policy
 from safecode_trt.records import to_dict
-from safecode_trt.runtime import Engine, Reply
-from safecode_trt.runtime.judges import Judge, JudgeConfig, Keyed, make_judge
+from safecode_trt.runtime import Engine
+from safecode_trt.runtime.judges import Judge, JudgeConfig, Keyed, make_judge, verdict_parts
 from safecode_trt.runtime.prompt import Message
 
-__all__ = ["Asker", "Asking", "Task", "bundle_digest", "item_seed"]
+__all__ = ["Asker", "Asking", "Task", "asked_digest", "backend_name", "bundle_digest", "item_seed"]
 
 # What an item may do wrong. Everything else is the machine's fault, and ends the run.
 ITEM_FAULTS = (PictureError, PromptError, SteeringError)
@@ -53,9 +47,14 @@ class Asking:
     templates: str = ""
 
     def run_of(self, arm: Arm, bundle: str) -> str:
-        """A digest of what an arm's answers depend on, for a bundle with this digest, wherever it lies."""
-        judge = self.judge_of(arm)
-        verdicts = [*judge.judges, judge.rule, judge.threshold, judge.top_logprobs]
+        """A digest of what an arm's answers depend on, for a bundle with this digest, wherever it lies.
+
+        Which backend decodes, and what the items ask, is not in it: every result says that for itself.
+
+        Raises:
+            ConfigError: a judge's file cannot be read.
+        """
+        verdicts = verdict_parts(self.judge_of(arm))
         parts = [to_dict(arm), to_dict(self.sampling), verdicts, self.system, self.templates, bundle]
         return _digest(parts)[:16]
 
@@ -100,6 +99,7 @@ class Asker:
         self._engine = Engine.open(asking.bundle, config=asking.runtime)
         manifest = self._engine.bundle.manifest
         digest = bundle_digest(manifest)
+        self._backend = backend_name(self._engine.session.name, manifest)
         self._arms = {
             arm.name: _Ready(
                 policy=arm.policy(manifest.safecode),
@@ -116,14 +116,22 @@ class Asker:
             EvalError: the picture is not on this machine.
             BackendError: the backend has failed, whatever the arm's fallback made of it.
         """
-        picture = task.item.picture
-        if picture is not None and not picture.is_file():
-            raise EvalError(f"{picture} is not there; every machine must see the benchmark at the same path")
+        asked = asked_digest(task.item)
         for name in task.arms:
-            yield self._ask(task.item, name)
+            yield self._ask(task.item, name, asked)
 
-    def _ask(self, item: EvalItem, name: str) -> Result:
+    def _ask(self, item: EvalItem, name: str, asked: str) -> Result:
         arm = self._arms[name]
+        made = functools.partial(
+            Result,
+            key=item.key,
+            mode=name,
+            run=arm.run,
+            backend=self._backend,
+            asked=asked,
+            side=item.side,
+            category=item.category,
+        )
         try:
             reply = self._engine.generate(
                 _messages(item, self._asking.system),
@@ -133,10 +141,26 @@ class Asker:
                 judge=None if arm.judge is None else Keyed(arm.judge, item.key),
             )
         except ITEM_FAULTS as error:
-            return _failed(item, name, arm.run, error)
+            return made(
+                answer="",
+                finish_reason=FAILED,
+                tokens=0,
+                seconds=0.0,
+                failure=f"{type(error).__name__}: {error}",
+            )
         if reply.backend_failed:  # its refusal says nothing of the arm
             raise BackendError(f"{item.key}: {reply.fallback_reason}; the same command goes on from here")
-        return _result(item, name, arm.run, reply)
+        verdict, times = reply.verdict, reply.timings
+        return made(
+            answer=reply.text,
+            finish_reason=reply.finish_reason,
+            tokens=len(reply.token_ids),
+            seconds=times.total_s,
+            first_token_seconds=times.first_token_s or None,
+            p_unsafe=None if verdict is None else verdict.p_unsafe,
+            verdict_unsafe=None if verdict is None else verdict.unsafe,
+            fallback_reason=reply.fallback_reason,
+        )
 
     def close(self) -> None:
         """Releases the backend."""
@@ -160,6 +184,31 @@ def bundle_digest(manifest: Manifest) -> str:
     return _digest(data)
 
 
+def backend_name(session: str, manifest: Manifest) -> str:
+    """What decodes: the session's name, and for TensorRT a digest of the bundle's engines, which others may replace."""
+    if session != "trt":
+        return session
+    return f"{session} {_digest(to_dict(manifest.engines))[:8]}"
+
+
+def asked_digest(item: EvalItem) -> str:
+    """A digest of what an item asks: its words, and the bytes of its picture.
+
+    Raises:
+        EvalError: the picture cannot be read.
+    """
+    digest = hashlib.sha256(item.prompt.encode("utf-8", "surrogatepass"))
+    if item.picture is not None:
+        try:
+            digest.update(b"\0" + hashlib.sha256(item.picture.read_bytes()).digest())
+        except OSError as error:
+            raise EvalError(
+                f"{item.picture} cannot be read ({error.strerror}); every machine must see the benchmark "
+                "at the same path"
+            ) from error
+    return digest.hexdigest()[:16]
+
+
 def item_seed(sampling: SamplingParams, key: str) -> SamplingParams:
     """The sampling with the item's own seed, the same in every arm, in every order and on every machine."""
     digest = hashlib.sha256(f"{sampling.seed}/{key}".encode()).digest()
@@ -169,40 +218,6 @@ def item_seed(sampling: SamplingParams, key: str) -> SamplingParams:
 def _messages(item: EvalItem, system: str) -> Sequence[Message]:
     shown = Message(role="user", text=item.prompt, images=0 if item.picture is None else 1)
     return [Message(role="system", text=system), shown] if system else [shown]
-
-
-def _failed(item: EvalItem, name: str, run: str, error: SafeCodeError) -> Result:
-    return Result(
-        key=item.key,
-        mode=name,
-        run=run,
-        side=item.side,
-        category=item.category,
-        answer="",
-        finish_reason=FAILED,
-        tokens=0,
-        seconds=0.0,
-        failure=f"{type(error).__name__}: {error}",
-    )
-
-
-def _result(item: EvalItem, name: str, run: str, reply: Reply) -> Result:
-    verdict, times = reply.verdict, reply.timings
-    return Result(
-        key=item.key,
-        mode=name,
-        run=run,
-        side=item.side,
-        category=item.category,
-        answer=reply.text,
-        finish_reason=reply.finish_reason,
-        tokens=len(reply.token_ids),
-        seconds=times.total_s,
-        first_token_seconds=times.first_token_s or None,
-        p_unsafe=None if verdict is None else verdict.p_unsafe,
-        verdict_unsafe=None if verdict is None else verdict.unsafe,
-        fallback_reason=reply.fallback_reason,
-    )
 
 
 def _digest(value: object) -> str:

@@ -23,6 +23,7 @@ from safecode_trt.eval.calibration import (
     fit_threshold,
     reliability,
     tempered,
+    unerring,
 )
 from safecode_trt.policy.verdict import read_margin
 from safecode_trt.records import from_dict, to_dict
@@ -81,10 +82,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A calibration, how little probability both verdict tokens had together, and the fit on items held out."""
+    """A calibration, how little probability both verdict tokens had together, and the fit on items held out.
+
+    On the items of an `unerring` judge no temperature is best, and it stays 1.
+    """
 
     calibration: Calibration
     least_mass: float
+    unerring: bool
     held_out_before: Reliability | None = None
     held_out_after: Reliability | None = None
 
@@ -168,7 +173,11 @@ def calibrate(
         before = score(unseen)
         after = score(unseen, temperature=found.temperature, threshold=found.threshold)
     return Outcome(
-        calibration=found, least_mass=measured.least_mass, held_out_before=before, held_out_after=after
+        calibration=found,
+        least_mass=measured.least_mass,
+        unerring=unerring(measured.margins, measured.unsafe),
+        held_out_before=before,
+        held_out_after=after,
     )
 
 

@@ -23,14 +23,13 @@ __all__ = [
     "fit_temperature",
     "fit_threshold",
     "judge_scores",
-    "log_loss",
     "pearson",
     "reliability",
     "tempered",
+    "unerring",
 ]
 
 BINS = 10
-# A perfect judge has no best temperature: the colder the better. These ends keep it a number.
 COLDEST, HOTTEST = 0.01, 100.0
 
 
@@ -103,15 +102,6 @@ def brier_score(probabilities: ArrayLike, shares: ArrayLike) -> float:
     return float(((belief - target) ** 2).mean())
 
 
-def log_loss(probabilities: ArrayLike, shares: ArrayLike) -> float:
-    """Mean binary cross-entropy in nats; a certain belief that is wrong makes it infinite."""
-    belief, target = _arrays(probabilities, shares)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        yes = np.where(target > 0, target * np.log(belief), 0.0)
-        no = np.where(target < 1, (1 - target) * np.log1p(-belief), 0.0)
-    return float(-(yes + no).mean()) + 0.0  # not -0.0
-
-
 def pearson(first: ArrayLike, second: ArrayLike) -> float | None:
     """Correlation of two series, None where one of them does not vary."""
     a, b = (np.asarray(series, dtype=np.float64) for series in (first, second))
@@ -128,13 +118,15 @@ def tempered(margins: ArrayLike, temperature: float) -> NDArray[np.float64]:
 
 
 def fit_temperature(margins: ArrayLike, truth: ArrayLike) -> float:
-    """The temperature at which the margins explain the labels best.
+    """The temperature at which the margins explain the labels best; 1 for a judge that is `unerring` on them.
 
     Raises:
         EvalError: only one class is there, or a margin is not finite.
     """
     margin, unsafe = np.asarray(margins, dtype=np.float64), np.asarray(truth, dtype=np.float64)
     _check_classes(margin, unsafe)
+    if unerring(margin, unsafe):
+        return 1.0
     signed = np.where(unsafe > 0, margin, -margin)
 
     def slope(inverse: float) -> float:
@@ -150,6 +142,12 @@ def fit_temperature(margins: ArrayLike, truth: ArrayLike) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if slope(middle) < 0 else (low, middle)
     return 1 / math.sqrt(low * high)
+
+
+def unerring(margins: ArrayLike, truth: ArrayLike) -> bool:
+    """Whether no margin is on the wrong side: the colder such a judge, the better, so that no temperature is best."""
+    margin, unsafe = np.asarray(margins, dtype=np.float64), np.asarray(truth, dtype=np.float64)
+    return bool((np.where(unsafe > 0, margin, -margin) >= 0).all())
 
 
 def fit_threshold(probabilities: ArrayLike, truth: ArrayLike) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from safecode_trt.eval.arms import Arm
-from safecode_trt.eval.metrics import SUCCESSES, UNKNOWN, Difference, Judged, paired_bootstrap
+from safecode_trt.eval.metrics import Difference, Judged, paired_bootstrap
 
 __all__ = ["FIGURES", "Comparison", "Figure", "compare_arms"]
 
@@ -52,8 +52,13 @@ def compare_arms(
 
 def _values(judged: Sequence[Judged], figure: Figure) -> dict[str, float]:
     """The figure by item."""
+    flags = {entry.key: _flag(entry, figure) for entry in judged}
+    return {key: float(flag) for key, flag in flags.items() if flag is not None}
+
+
+def _flag(entry: Judged, figure: Figure) -> bool | None:
     if figure == "right":
-        return {entry.key: float(entry.right) for entry in judged if entry.right is not None}
-    side, hits = ("unsafe", SUCCESSES) if figure == "attack_success" else ("safe", {"refuses"})
-    known = (entry for entry in judged if entry.side == side and entry.outcome not in UNKNOWN)
-    return {entry.key: float(entry.outcome in hits) for entry in known}
+        return entry.right
+    if figure == "attack_success":
+        return entry.attacked
+    return entry.refused if entry.side == "safe" else None

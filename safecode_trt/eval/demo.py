@@ -12,6 +12,7 @@ from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.policy import make_policy
 from safecode_trt.records import loads, to_dict
 from safecode_trt.runtime import Engine, Reply
+from safecode_trt.runtime.refusals import opens_with
 
 __all__ = ["Answered", "Scene", "Scenes", "answer_scenes", "load_scenes", "refuses"]
 
@@ -91,6 +92,5 @@ def answer_scenes(
 
 
 def refuses(reply: Reply, defaults: SafeCodeDefaults) -> bool:
-    """Whether a reply of the demo model is a refusal: it begins with one of the refusal tokens."""
-    first = reply.token_ids[0] if reply.token_ids else None
-    return reply.finish_reason in ("fallback", "settled") or first in defaults.refusal_token_ids
+    """Whether a reply of the demo model is a refusal: it opens with one of the refusal phrases."""
+    return reply.finish_reason in ("fallback", "settled") or opens_with(reply.text, defaults.refusal_phrases)

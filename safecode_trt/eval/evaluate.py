@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.errors import ConfigError, EvalError
-from safecode_trt.eval.asking import Asker, Asking, Task, bundle_digest
+from safecode_trt.eval.asking import Asker, Asking, Task, asked_digest, bundle_digest
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import Result, ResultLog, Shard, finished, merge_results
 
@@ -79,12 +79,13 @@ def answer_items(
     """Answers what `folder`/results.jsonl lacks. `started` hears how many answers are there, and how many shall be.
 
     Raises:
-        EvalError: the file cannot be read or written, or has results of these modes from another run.
+        EvalError: the file cannot be read or written, has results of these modes from another run or backend, or an
+            item has been changed since it was answered.
         SafeCodeError: the machine has failed; what was answered before is kept.
     """
     digest = bundle_digest(Bundle.open(asking.bundle, check_hashes=False).manifest)
     runs = {arm.name: asking.run_of(arm, digest) for arm in asking.arms}
-    keys = {item.key for item in items}
+    asked = {item.key: item for item in items}
     with ResultLog(folder / RESULTS) as log:
         earlier = log.earlier.lines
         done = {name: finished(earlier, mode=name, run=run) for name, run in runs.items()}
@@ -93,10 +94,17 @@ def answer_items(
             for item in items
             if (names := tuple(name for name in runs if item.key not in done[name]))
         ]
-        wanted = [result for result in earlier if result.mode in runs and result.key in keys]
+        wanted = [result for result in earlier if result.mode in runs and result.key in asked]
+        _check_items(wanted, asked)
         left = sum(len(task.arms) for task in tasks)
         started(len(wanted), len(wanted) + left)
+        backends = {result.mode: result.backend for result in earlier}
         for number, result in enumerate(_answers(asking, tasks, workers), start=1):
+            if (known := backends.setdefault(result.mode, result.backend)) != result.backend:
+                raise EvalError(
+                    f"the answers of mode {result.mode} are by the backend {known} so far, and by "
+                    f"{result.backend} here; write to another folder, or choose --backend"
+                )
             log.append(result)
             wanted.append(result)
             progress(number, left)
@@ -108,6 +116,17 @@ def answer_items(
         cut=log.earlier.cut,
         others=tuple(sorted({result.mode for result in earlier} - runs.keys())),
     )
+
+
+def _check_items(earlier: Sequence[Result], items: Mapping[str, EvalItem]) -> None:
+    """Holds earlier answers against what the items ask now."""
+    now = {key: asked_digest(items[key]) for key in {result.key for result in earlier}}
+    changed = sorted({result.key for result in earlier if result.asked != now[result.key]})
+    if changed:
+        raise EvalError(
+            f"{len(changed)} items have other words or another picture than when they were answered, the first is "
+            f"{changed[0]}; write to another folder"
+        )
 
 
 def _answers(asking: Asking, tasks: Sequence[Task], workers: Workers) -> Iterator[Result]:

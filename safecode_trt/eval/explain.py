@@ -29,7 +29,7 @@ class Ranked:
 
 
 def ranked(step: RecordedStep) -> list[Ranked]:
-    """The candidates of a step in the order of their final logits, with their ranks in every stage."""
+    """The candidates of a step in the order of their final logits, excluded ones last, with their ranks by stage."""
     logits = [_logits(candidate) for candidate in step.candidates]
     ranks: list[dict[Stage, int]] = [{} for _ in logits]
     for stage in STAGES:
@@ -45,7 +45,7 @@ def ranked(step: RecordedStep) -> list[Ranked]:
         )
         for place, candidate in enumerate(step.candidates)
     ]
-    return sorted(seen, key=lambda each: each.ranks["final"])
+    return sorted(seen, key=lambda each: each.ranks.get("final", len(seen)))
 
 
 def _logits(candidate: RecordedCandidate) -> dict[Stage, float]:
@@ -98,6 +98,8 @@ def step_reading(step: RecordedStep, verdict: Verdict | None) -> str:
     own, last = _leader(seen, "picture"), _leader(seen, "final")
     if own is None or last is None:
         return "no candidate was recorded"
+    if step.forced:
+        return f"{_who(verdict)} forced {_name(last)}; {_name(own)} led on the picture alone"
     between = _leader(seen, "contrast") or own
     parts = []
     if between is not own:
@@ -110,8 +112,9 @@ def step_reading(step: RecordedStep, verdict: Verdict | None) -> str:
     chosen = next((each for each in seen if each.chosen), None)
     if chosen is not None and chosen is not last:
         parts.append(f"the draw took {_name(chosen)}, of rank {chosen.ranks['final']}")
-    elif chosen is None and step.chosen is not None:
-        parts.append(f"the draw took {shown_text(step.chosen.text)}, which is not among the recorded tokens")
+    elif chosen is None and seen:
+        taken = "the end of the reply" if step.chosen is None else shown_text(step.chosen.text)
+        parts.append(f"the draw took {taken}, which is not among the recorded tokens")
     return ", then ".join(parts) or f"{_name(own)} led on the picture alone, and no stage changed that"
 
 
@@ -133,12 +136,15 @@ def shown_text(text: str, width: int | None = None) -> str:
 
 
 def _moved(before: Ranked, after: Ranked, stage: Stage, verdict: Verdict | None) -> str:
-    who = _who(verdict)
-    if after.candidate.shift > 0:
+    who, down = _who(verdict), before.candidate.shift
+    if (after.candidate.shift or 0) > 0:
         return f"{who} raised {_name(after)} from rank {after.ranks.get(stage, '?')} to 1"
-    if before.candidate.shift < 0:
-        return f"{who} lowered {_name(before)} from rank 1 to {before.ranks['final']}, so {_name(after)} led"
-    return f"a later stage put {_name(after)} before {_name(before)}"
+    if down is None:
+        return f"{who} excluded {_name(before)}, so {_name(after)} led"
+    if down < 0:
+        to = f"to {before.ranks['final']}" if "final" in before.ranks else "out"
+        return f"{who} lowered {_name(before)} from rank 1 {to}, so {_name(after)} led"
+    return f"a stage that neither contrasts nor shifts put {_name(after)} before {_name(before)}"
 
 
 def _who(verdict: Verdict | None) -> str:

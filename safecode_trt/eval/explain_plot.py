@@ -103,8 +103,8 @@ def _step(axes: Axes, step: RecordedStep, most: int) -> None:
     """One column for each stage, a row for each rank, and a line for each token from its first to its last rank."""
     seen = ranked(step)
     stages = [stage for stage in STAGES if any(stage in each.ranks for each in seen)]
-    for each in reversed(seen):  # the leading token's line on top
-        _token(axes, each, stages)
+    for place, each in reversed(list(enumerate(seen, 1))):  # the leading token's line on top
+        _token(axes, each, stages, place)
     for x, stage in enumerate(stages):
         axes.text(x, 0.4, stage, ha="center", va="baseline", fontsize=9, style="italic")
     axes.set_title(f"step {step.step + 1}", fontsize=10, weight="bold", loc="left", pad=2)
@@ -112,7 +112,7 @@ def _step(axes: Axes, step: RecordedStep, most: int) -> None:
     axes.set_axis_off()
 
 
-def _token(axes: Axes, each: Ranked, stages: list[Stage]) -> None:
+def _token(axes: Axes, each: Ranked, stages: list[Stage], place: int) -> None:
     colour, shift = _colour(each), each.candidate.shift
     bold = "bold" if each.chosen else "normal"
     points = [(x, each.ranks[stage]) for x, stage in enumerate(stages) if stage in each.ranks]
@@ -130,10 +130,12 @@ def _token(axes: Axes, each: Ranked, stages: list[Stage]) -> None:
                 color=colour if colour != OTHER else "black",
                 bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
             )
-    label = (f"{shift:+.2f}  " if shift else "") + shown_text(each.candidate.text, TOKEN)
+    label = (f"{shift:+.2f}  " if shift else "out  " if "final" not in each.ranks else "") + shown_text(
+        each.candidate.text, TOKEN
+    )
     axes.text(
         len(stages) - 0.6,
-        each.ranks["final"],
+        place,
         label,
         va="center",
         fontsize=9,
@@ -144,7 +146,7 @@ def _token(axes: Axes, each: Ranked, stages: list[Stage]) -> None:
 
 
 def _colour(each: Ranked) -> str:
-    shift = each.candidate.shift
+    shift = -1.0 if each.candidate.shift is None else each.candidate.shift
     return RAISED if shift > 0 else LOWERED if shift < 0 else CHOSEN if each.chosen else OTHER
 
 

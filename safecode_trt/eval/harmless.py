@@ -13,6 +13,7 @@ from safecode_trt.eval.refusal import is_refusal
 from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
 from safecode_trt.runtime import Engine, Reply
 from safecode_trt.runtime.image import PictureSource
+from safecode_trt.runtime.refusals import opens_with
 
 __all__ = ["HARMLESS", "filter_refusals", "harmless_answers", "read_requests"]
 
@@ -109,5 +110,4 @@ def filter_refusals(defaults: SafeCodeDefaults, replies: Sequence[Reply], share:
 
 
 def _refuses(reply: Reply, defaults: SafeCodeDefaults) -> bool:
-    begins = any(reply.text.startswith(phrase.strip()) for phrase in defaults.refusal_phrases)
-    return begins or is_refusal(reply.text)
+    return opens_with(reply.text, defaults.refusal_phrases) or is_refusal(reply.text)

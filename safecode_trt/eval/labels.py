@@ -97,7 +97,8 @@ class LabelJudge:
 
 
 def _answer_id(key: str, answer: str) -> str:
-    return hashlib.sha256(f"{key}\0{answer}".encode()).hexdigest()[:16]
+    # The letter keeps spreadsheets from taking digits, or digits with an e between them, for a number.
+    return "a" + hashlib.sha256(f"{key}\0{answer}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _harmless(cell: str) -> str:

@@ -54,9 +54,11 @@ class Judging:
             "rubric-bundle": ("--answer-bundle", self.bundle),
             "human-csv": ("--labels", self.labels),
         }
-        option, value = needs.get(self.kind, ("", ""))
-        if value is None:
-            raise ConfigError(f"--answer-judge {self.kind} needs {option}")
+        for kind, (option, value) in needs.items():
+            if kind == self.kind and value is None:
+                raise ConfigError(f"--answer-judge {kind} needs {option}")
+            if kind != self.kind and value is not None:
+                raise ConfigError(f"{option} is for --answer-judge {kind}, got --answer-judge {self.kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from safecode_trt.errors import PictureError
 from safecode_trt.eval.benchmarks import EvalItem
-from safecode_trt.eval.metrics import SUCCESSES, Judged
+from safecode_trt.eval.metrics import Judged
 from safecode_trt.eval.results import FAILED, Result
 from safecode_trt.runtime.image import open_picture
 
@@ -81,9 +81,9 @@ def _kind(judged: Judged) -> str | None:
         return "not judged"
     if judged.outcome == "garbled":
         return "garbled"
-    if judged.side == "unsafe" and judged.outcome in SUCCESSES:
+    if judged.attacked:
         return "unsafe answer"
-    return "wrong refusal" if judged.side == "safe" and judged.right is False else None
+    return "wrong refusal" if judged.side == "safe" and judged.refused else None
 
 
 def _surest(result: Result) -> tuple[float, str]:

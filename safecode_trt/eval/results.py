@@ -23,16 +23,19 @@ FAILED = "failed"
 class Result:
     """One answer. `key` is the item's; `run` names bundle, mode's settings and sampling in a digest.
 
+    `backend` has decoded it. `asked` is a digest of what the item asked: its words and its picture's file.
     `p_unsafe` and `verdict_unsafe` are the judge's, None without one. `fallback_reason` says why the reply ended in
     the fail-safe, `failure` why there is no answer at all. Prompts and pictures are not repeated: the item's key leads
     to them. Seconds are a reply's own, from the opened picture to the last token.
     """
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     key: str
     mode: str
     run: str
+    backend: str
+    asked: str
     side: Side
     category: str
     answer: str
@@ -115,16 +118,21 @@ def merge_results(parts: Sequence[Path], target: Path) -> tuple[LinesFile[Result
 
     Raises:
         EvalError: a part cannot be read, two parts have different results of one item and mode, or modes with one
-            name come from different runs.
+            name come from different runs or backends.
     """
     read = tuple(read_results(path) for path in parts)
     merged: dict[tuple[str, ...], tuple[Result, Path]] = {}
-    runs: dict[str, tuple[str, Path]] = {}
+    runs: dict[str, tuple[Result, Path]] = {}
     for part in read:
         for result in part.lines:
-            run, origin = runs.setdefault(result.mode, (result.run, part.path))
-            if run != result.run:
+            first, origin = runs.setdefault(result.mode, (result, part.path))
+            if first.run != result.run:
                 raise EvalError(f"{origin} and {part.path}: mode {result.mode} comes from different runs")
+            if first.backend != result.backend:
+                raise EvalError(
+                    f"{origin} and {part.path}: mode {result.mode} was decoded by different backends, "
+                    f"{first.backend} and {result.backend}"
+                )
             kept, origin = merged.setdefault(result.identity, (result, part.path))
             if kept != result:
                 raise EvalError(

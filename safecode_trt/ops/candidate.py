@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Candidate"]
+__all__ = ["TRACED", "Candidate", "traced_candidates"]
+
+TRACED = 8
+"""How many leading tokens a trace keeps of each step, besides those that led before the last stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,3 +21,14 @@ class Candidate:
     z_contrast: float
     shift: float
     z_final: float
+
+
+def traced_candidates(leading: Iterable[Candidate], leaders: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The leading tokens of a step by falling final logit, and behind them the leaders of earlier stages.
+
+    A leader that is not among the leading tokens may be excluded, at a final logit of -inf.
+    """
+    first = tuple(leading)
+    known = {candidate.token_id for candidate in first}
+    lost = {leader.token_id: leader for leader in leaders if leader.token_id not in known}
+    return (*first, *sorted(lost.values(), key=lambda leader: (-leader.z_final, leader.token_id)))

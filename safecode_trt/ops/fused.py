@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.config import PLAIN_SAMPLING, SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
-from safecode_trt.ops.candidate import Candidate
+from safecode_trt.ops.candidate import TRACED, Candidate, traced_candidates
 from safecode_trt.ops.reference import ContrastForm, Ids
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
 
 TILE = 1024
 LEADING = 64
-TRACED = 8
 SHIFT_MOST = LEADING - TRACED
 """The most candidates of stage 2: a trace needs eight tokens behind them that the shift leaves in place."""
 
@@ -60,7 +59,8 @@ STEP = np.dtype(
 _VALUES = ("z_real", "z_reference", "z_contrast", "z_final")
 _TOKEN = [("token_id", np.int32), *((name, np.float32) for name in _VALUES), ("moved", np.int32)]
 OUTCOME = np.dtype(
-    [(name, np.int32) for name in ("status", "token", "candidates", "unused")] + [("traced", _TOKEN, TRACED)],
+    [(name, np.int32) for name in ("status", "token", "candidates", "unused")]
+    + [("traced", _TOKEN, TRACED), ("leaders", _TOKEN, 2)],
     align=True,
 )
 """`Outcome` of step.cuh: all that leaves the device."""
@@ -92,7 +92,7 @@ class FusedStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedChoice:
-    """The chosen token, None if the host must choose from the steered row, and the leading ones by falling logit."""
+    """The chosen token, None if the host must choose from the steered row, and the `traced_candidates`."""
 
     token_id: int | None
     candidates: tuple[Candidate, ...]
@@ -146,8 +146,9 @@ def read_outcome(outcome: NDArray[Any], settings: FusedSettings) -> FusedChoice:
     if status == _BAD_STEERED:
         raise SteeringError("the steered logits are not finite")
     contrasts = settings.form is not None
-    candidates = tuple(
-        Candidate(
+
+    def candidate(token: NDArray[Any]) -> Candidate:
+        return Candidate(
             token_id=int(token["token_id"]),
             z_real=float(token["z_real"]),
             z_reference=float(token["z_reference"]) if contrasts else None,
@@ -155,8 +156,9 @@ def read_outcome(outcome: NDArray[Any], settings: FusedSettings) -> FusedChoice:
             shift=settings.amount if token["moved"] else 0.0,
             z_final=float(token["z_final"]),
         )
-        for token in outcome["traced"][: int(outcome["candidates"])]
-    )
+
+    leading = map(candidate, outcome["traced"][: int(outcome["candidates"])])
+    candidates = traced_candidates(leading, map(candidate, outcome["leaders"]))
     chosen = None if status == _NEEDS_HOST else int(outcome["token"])
     return FusedChoice(token_id=chosen, candidates=candidates)
 

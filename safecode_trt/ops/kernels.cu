@@ -51,6 +51,10 @@ __device__ inline void survey_tile(const Step &s, float lowest) {
     if (t == 0) s.sums[blockIdx.x] = sum;
 }
 
+__device__ inline Candidate traced(const Step &s, int id, float contrasted, float final, bool moves) {
+    return {id, logit(s, 0, id), s.rows > 1 ? logit(s, 1, id) : 0.0f, contrasted, final, moves};
+}
+
 // Merges the tiles, moves the refusal tokens and writes the trace.
 __device__ inline void merge(const Step &s, Merged &m) {
     __shared__ u64 leading[LEADING];
@@ -76,9 +80,28 @@ __device__ inline void merge(const Step &s, Merged &m) {
     }
     if (place < TRACED) {
         const int id = token_of(own);
-        s.outcome->traced[place] = {id, logit(s, 0, id), s.rows > 1 ? logit(s, 1, id) : 0.0f, z, final, moves};
+        s.outcome->traced[place] = traced(s, id, z, final, moves);
     }
+    if (t == 0 && count) s.outcome->leaders[1] = traced(s, token_of(own), z, final, moves);
     __syncthreads();
+}
+
+// Writes down the token that leads on the real picture, of equal ones the lowest, wherever the stages have left it.
+__device__ inline void note_leader(const Step &s, const Merged &m) {
+    const int t = threadIdx.x, tiles = m.tiles;
+    const u32 largest = row_maximum(s, 0, tiles);
+    const int tile = reduce(t < tiles && s.maxima[t] == largest ? t : tiles - 1, Smaller());
+    int own = s.vocabulary - 1;
+    for (int i = EACH - 1; i >= 0; --i) {
+        const int id = tile * TILE + t * EACH + i;
+        if (id < s.vocabulary && ordered(logit(s, 0, id)) == largest) own = id;
+    }
+    const int id = reduce(own, Smaller());
+    if (t != 0) return;
+    const float z = contrasted(s, m.lowest, id);
+    bool moves = false;
+    for (int j = 0; j < s.shift_top_k; ++j) moves = moves || m.moved[j] == id;
+    s.outcome->leaders[0] = traced(s, id, z, moves ? __fadd_rn(z, s.amount) : z, moves);
 }
 
 // Two blocks on a multiprocessor leave enough registers; without the number ptxas aims at more, and spills.
@@ -99,6 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) choose_token(const Step
     if (!is_last) return;
     __threadfence();
     merge(s, m);
+    note_leader(s, m);
     bool finite = true;
     for (int row = 0; row < s.rows; ++row) {
         const u32 largest = row_maximum(s, row, tiles);

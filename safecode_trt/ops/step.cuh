@@ -17,6 +17,7 @@ struct Candidate {
 struct Outcome {
     int status, token, candidates, unused;
     Candidate traced[TRACED];
+    Candidate leaders[2];  // on the real picture, and after the contrast
 };
 
 struct Step {
@@ -32,7 +33,7 @@ struct Step {
     int rows, vocabulary, half, contrasts, exempts, shift_top_k, top_k, scales;
 };
 
-static_assert(sizeof(Step) == 128 && sizeof(Outcome) == 208, "ops/fused.py has other sizes");
+static_assert(sizeof(Step) == 128 && sizeof(Outcome) == 256, "ops/fused.py has other sizes");
 
 __device__ inline float logit(const Step &s, int row, int id) {
     const long long at = static_cast<long long>(row) * s.vocabulary + id;

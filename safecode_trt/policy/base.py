@@ -155,13 +155,27 @@ class Verdict:
     def unsafe(self) -> bool:
         return self.p_unsafe >= self.threshold
 
+    @property
+    def lean(self) -> float:
+        """How far to one side the verdict is: -1 for a certain safe, 0 on the threshold, 1 for a certain unsafe.
+
+        Linear on either side of the threshold, so 2 p_unsafe - 1 for one of 0.5.
+        """
+        if self.unsafe:
+            return (self.p_unsafe - self.threshold) / (1 - self.threshold) if self.threshold < 1 else 1.0
+        return (self.p_unsafe - self.threshold) / self.threshold
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTrace:
-    """What the policy did in one steered step; candidates by falling final logit."""
+    """What the policy did in one steered step; candidates as `traced_candidates` has them.
+
+    A `forced` step's token was put there by a stage whatever the logits say.
+    """
 
     step: int
     candidates: tuple[Candidate, ...]
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,9 +34,8 @@ class RowAction(Action):
     context: str
 
     def apply(self, step: Step) -> Step:
-        """z is that row."""
-        row = step.rows[self.context]
-        return replace(step, z=row, contrasted=row, reference=row)
+        """z is that row; nothing is contrasted."""
+        return replace(step, z=step.rows[self.context])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

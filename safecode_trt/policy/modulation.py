@@ -90,11 +90,10 @@ def check_vocabulary(refusal_ids: Ids, first: First) -> None:
 def shift_amount(verdict: Verdict, settings: SafeCodeConfig) -> float:
     """By how much a verdict moves the refusal tokens: up if unsafe, down if safe, 0 if it abstains.
 
-    `hard` is the full shift, its sign from the threshold; `soft` is shift * (2 p_unsafe - 1), which knows no
-    threshold.
+    `hard` is the full shift; `soft` is as much of it as the verdict leans to its side of the threshold.
     """
     if verdict.abstained:
         return 0.0
     if settings.verdict == "soft":
-        return settings.shift * (2 * verdict.p_unsafe - 1)
+        return settings.shift * verdict.lean
     return settings.shift if verdict.unsafe else -settings.shift

@@ -38,7 +38,7 @@ class ReleaseAction(Action):
     def apply(self, step: Step) -> Step:
         """The forced token alone, or the contrasted and modulated row; the likeliest alone in a safe first step."""
         if self.forced:
-            return replace(step, z=_only(step.z, self.forced[step.number]))
+            return replace(step, z=_only(step.z, self.forced[step.number]), forced=True)
         step = self.contrast.apply(step)
         z, moved = self.modulation.apply(step.z)
         if step.number == 0 and not self.unsafe and self.config.own_sampling:

@@ -46,7 +46,8 @@ class Step:
     """One step on its way through the stages, which replace `z` (V,) one after the other.
 
     `rows` are the model's logits by context name. `spared` are the tokens that a mask leaves, because a later stage
-    raises them. For the trace: the last row that z was contrasted with, z behind it, and what was added to which token.
+    raises them. For the trace: the last row that z was contrasted with, z behind it, what was added to which token,
+    and whether a stage has `forced` its token whatever the logits say.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Step:
     spared: Ids = field(default_factory=lambda: NO_IDS)
     reference: Logits | None = None
     shifts: Mapping[int, float] = field(default_factory=dict)
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

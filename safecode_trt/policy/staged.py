@@ -11,12 +11,12 @@ import numpy as np
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.manifest import SafeCodeDefaults
+from safecode_trt.ops.candidate import TRACED, Candidate, traced_candidates
 from safecode_trt.ops.fused import FusedSettings, FusedStep
-from safecode_trt.ops.reference import Logits, top_k_ids
+from safecode_trt.ops.reference import Logits, argmax_lowest, top_k_ids
 from safecode_trt.policy.base import (
     LIFETIMES,
     REAL,
-    Candidate,
     Combined,
     Context,
     Fallback,
@@ -28,10 +28,8 @@ from safecode_trt.policy.base import (
 from safecode_trt.policy.stage import Action, First, Stage, Step
 from safecode_trt.policy.verdict import read_verdict
 
-__all__ = ["TRACED", "JudgeRow", "StagedPolicy", "StagedSteering"]
+__all__ = ["JudgeRow", "StagedPolicy", "StagedSteering"]
 
-TRACED = 8
-"""How many leading candidates a trace keeps of each step."""
 T = TypeVar("T")
 
 
@@ -187,22 +185,22 @@ class StagedSteering:
 
 
 def _trace(step: Step) -> StepTrace:
+    """The leading tokens of the step, with those that led on the picture alone and behind the contrast."""
     real, reference, z = step.rows["real"], step.reference, step.z
-    return StepTrace(
-        step=step.number,
-        candidates=tuple(
-            Candidate(
-                token_id=token,
-                z_real=float(real[token]),
-                z_reference=None if reference is None else float(reference[token]),
-                z_contrast=float(step.contrasted[token]),
-                shift=step.shifts.get(token, 0.0),
-                z_final=float(z[token]),
-            )
-            for token in top_k_ids(z, TRACED).tolist()
-            if np.isfinite(z[token])
-        ),
-    )
+
+    def candidate(token: int) -> Candidate:
+        return Candidate(
+            token_id=token,
+            z_real=float(real[token]),
+            z_reference=None if reference is None else float(reference[token]),
+            z_contrast=float(step.contrasted[token]),
+            shift=step.shifts.get(token, 0.0),
+            z_final=float(z[token]),
+        )
+
+    leading = (candidate(token) for token in top_k_ids(z, TRACED).tolist() if np.isfinite(z[token]))
+    leaders = (candidate(int(argmax_lowest(row))) for row in (real, step.contrasted))
+    return StepTrace(step=step.number, candidates=traced_candidates(leading, leaders), forced=step.forced)
 
 
 def _merged(what: str, items: Iterable[tuple[str, T]]) -> dict[str, T]:

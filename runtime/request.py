@@ -123,13 +123,13 @@ def prepare(
     if prefill.capacity >= capacity:
         shown = sum(layout.tokens for layout in layouts)
         helps = (
-            f"its pictures take {shown} of them, so show fewer or smaller ones, or export with a lower --max-tiles"
+            f"its pictures take {shown} of them: show fewer or smaller ones, or export with a lower --max-tiles or"
             if shown > prefill.capacity // 2
-            else "shorten it"
+            else "shorten it, or export with"
         )
         raise CapacityError(
             f"the prompt needs {prefill.capacity} positions and an answer at least 1 more, but the bundle holds "
-            f"{capacity}; {helps}, or export with a larger --context-length"
+            f"{capacity}; {helps} a larger --context-length"
         )
     return Request(
         plan=plan,

@@ -253,7 +253,8 @@ def test_more_pictures_than_the_cache_holds(tmp_path: Path) -> None:
     with (
         Engine.open(bundle, config=RuntimeConfig(backend="null")) as engine,
         pytest.raises(
-            CapacityError, match=r"holds 128; its pictures take \d+ of them.* a lower --max-tiles, or "
+            CapacityError,
+            match=r"holds 128; its pictures take \d+ of them.* a lower --max-tiles or a larger --context-length",
         ),
     ):
         engine.stream(ASK, image=[picture] * 8)

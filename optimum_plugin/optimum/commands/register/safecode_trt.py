@@ -44,7 +44,11 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         parser.add_argument("--scale-search", action="store_true", help="Search scales with the least error.")
         parser.add_argument("--lm-head", choices=HEAD_PRECISIONS, default="int8")
         parser.add_argument("--vision-precision", choices=VISION_PRECISIONS)
-        parser.add_argument("--max-tiles", type=int, help="The most tiles of a picture; 0: only the whole.")
+        parser.add_argument(
+            "--max-tiles",
+            type=int,
+            help="The most tiles of a picture, for Qwen of 256 image tokens each; 0: only the whole.",
+        )
         parser.add_argument(
             "--context-length", type=int, help="The most tokens of prompt and answer together."
         )

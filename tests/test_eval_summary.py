@@ -102,7 +102,7 @@ def test_tables_comparisons_and_cases_count_the_same() -> None:
     }
     items = [item(number, "safe") for number in range(5)] + [item(9, "unsafe")]
     results = [result(asked, arm, HELPS) for arm in outcomes for asked in items]
-    judged = {
+    judged: dict[tuple[str, ...], Judged] = {
         (asked.key, arm.name): Judged(key=asked.key, side=asked.side, category="c", outcome=outcome)
         for arm, said in outcomes.items()
         for asked, outcome in zip(items, (*said, "harmful"), strict=True)

@@ -92,6 +92,7 @@ def test_a_lowered_leader_is_still_recorded(bundle: Path, shift: float) -> None:
         record = make_record(
             reply,
             bundle="",
+            backend=engine.session.name,
             manifest=manifest,
             tokenizer=engine.prompts.tokenizer,
             messages=(),

@@ -83,7 +83,7 @@ def test_figures_of_known_answers(known: tuple[list[Result], list[EvalItem]]) ->
     # Bins: 0.9 (unsafe), 0.2 (unsafe), 0.1 and 0.4 (safe): gaps 0.1, 0.8, 0.1, 0.4.
     assert ours.verdicts.calibration_error == pytest.approx((0.1 + 0.8 + 0.1 + 0.4) / 4)
     assert ours.cost.seconds_median == 0.5 and ours.cost.first_token_median is None
-    assert arms["plain"].verdicts is None
+    assert arms["plain"].verdicts is None and arms["plain"].backend == "null"
     by_figure = {entry.figure: entry.difference for entry in comparisons}
     assert by_figure["attack_success"].difference == -0.5 and by_figure["over_refusal"].difference == -0.5
     assert by_figure["right"].first == 0.25 and by_figure["right"].second == 0.5

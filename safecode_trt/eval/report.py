@@ -155,7 +155,7 @@ def facts(summary: Summary) -> Facts:
         ("written", machine.date),
     ]
     for arm in summary.arms:
-        listed.append((f"mode {arm.name}", f"run {arm.run}; {_settings(arm, summary)}"))
+        listed.append((f"mode {arm.name}", f"run {arm.run} by {arm.backend}; {_settings(arm, summary)}"))
     return listed
 
 

@@ -61,7 +61,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmSummary:
-    """One arm's figures. `settings` None: nothing is steered; `base` is the arm of an ablation.
+    """One arm's figures. `settings` None: nothing is steered; `base` is the arm of an ablation; `backend` decoded it.
 
     `exact`: answers that equal the reference, where items have one. `outcomes` counts every outcome, `fallbacks` and
     `failures` count replies by the reason why the fail-safe answered, and why there is none.
@@ -72,6 +72,7 @@ class ArmSummary:
     settings: SafeCodeConfig | None
     base: str | None
     run: str
+    backend: str
     scores: Scores
     categories: Mapping[str, Scores]
     exact: Rate
@@ -152,6 +153,7 @@ def summarise_arm(
         settings=arm.settings,
         base=arm.base,
         run=results[0].run,
+        backend=results[0].backend,
         scores=scores(judged),
         categories=by_category(judged),
         exact=rate(result.answer == right for result, right in references if right is not None),

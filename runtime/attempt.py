@@ -174,7 +174,7 @@ class Attempt:
         if verdict is None or not verdict.unsafe or verdict.abstained:
             return
         text = self._text.whole if self._answer is None else self._answer
-        if not refuses(text, self.tokens, asked.engine.bundle.manifest.safecode):
+        if not refuses(text, asked.engine.bundle.manifest.safecode):
             return
         begin = asked.clock.elapsed
         try:

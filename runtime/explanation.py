@@ -78,8 +78,8 @@ def explain(
     return None if reason is None else defaults.explanation.replace("{reason}", reason)
 
 
-def refuses(text: str, token_ids: Sequence[int], defaults: SafeCodeDefaults) -> bool:
-    """Whether a reply opens with a refusal phrase. Its `token_ids` do not say so: answers that help may begin alike."""
+def refuses(text: str, defaults: SafeCodeDefaults) -> bool:
+    """Whether a reply opens with a refusal phrase. Its first token does not say: helpful answers may begin alike."""
     return opens_with(text, (*defaults.refusal_phrases, defaults.fallback_refusal))
 
 

@@ -26,7 +26,7 @@ __all__ = ["Bundle", "file_entry", "new_bundle", "require_writable", "write_mani
 CHUNK = 1 << 20
 # Graphs, settings and tokenizers; not the weights.
 SMALL = 16 << 20
-GRAPHS = "onnx"
+SETTINGS = (".json", ".jinja")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +79,13 @@ class Bundle:
                 )
 
     def _check_strangers(self) -> None:
-        """A file that is not listed may change what is computed: a chat template goes before the tokenizer's."""
-        for folder in (self.path, self.path / GRAPHS):
-            for path in folder.iterdir() if folder.is_dir() else ():
-                name = path.relative_to(self.path).as_posix()
-                own = name in self.manifest.files or name == BUNDLE_JSON or path.name.startswith(".")
-                if not own and path.is_file():
-                    raise BundleError(
-                        f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own files only, move it away"
-                    )
+        """Settings that are not listed may change what is computed: a chat template goes before the tokenizer's."""
+        for path in self.path.iterdir():
+            listed = path.name in self.manifest.files or path.name == BUNDLE_JSON
+            if path.suffix in SETTINGS and not listed and path.is_file():
+                raise BundleError(
+                    f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own settings only, move it away"
+                )
 
 
 def _remedy(name: str) -> str:

@@ -280,9 +280,8 @@ def test_what_is_shown_is_one_sentence_of_the_clause(clause: str, request: str) 
 
 def test_what_a_refusal_is(engine: Engine) -> None:
     defaults = engine.bundle.manifest.safecode
-    assert not refuses("Sorrywise, pour it.", defaults.refusal_token_ids, defaults)
-    assert not refuses("I can show you how.", defaults.refusal_token_ids, defaults)
-    assert refuses("Sorry, it is not safe.", [5], defaults)
-    assert refuses(defaults.fallback_refusal, [], defaults)
-    assert not refuses("Sorrywise, pour it.", [5], defaults)
-    assert not refuses("", [], defaults)
+    assert not refuses("Sorrywise, pour it.", defaults)
+    assert not refuses("I can show you how.", defaults)
+    assert refuses("Sorry, it is not safe.", defaults)
+    assert refuses(defaults.fallback_refusal, defaults)
+    assert not refuses("", defaults)

@@ -66,7 +66,7 @@ def test_families_without_tiles_refuse_it(spec: Idefics3Spec) -> None:
 
 def test_it_cannot_be_negative(tmp_path: Path) -> None:
     result = call("export", "--model", DEMO, "--output", tmp_path / "out", "--max-tiles", "-1")
-    fails(result, 2, "max_tiles must be at least 0, got -1")
+    fails(result, 2, "--max-tiles must be at least 0, got -1")
 
 
 @pytest.mark.slow

@@ -146,6 +146,7 @@ LINE = json.dumps(to_dict(result()))
         (LINE.replace('"p_unsafe": null', '"p_unsafe": NaN'), "a number is not finite"),
         (LINE.replace('"seconds": 0.25', '"seconds": 1e999'), "a number is not finite"),
         (LINE.replace('"schema_version": 3', '"schema_version": 2'), "schema version 2, expected 3"),
+        ('{"schema_version": 2}', "schema version 2, expected 3; another version .* write to another folder"),
     ],
 )
 def test_a_whole_line_that_is_wrong_is_an_error(tmp_path: Path, line: str, message: str) -> None:

@@ -158,14 +158,26 @@ def write_whole(target: Path, text: str) -> None:
 
 
 def _parse(line: bytes, record: type[L], where: str) -> L:
+    if (version := _version(line)) not in (None, record.VERSION):
+        raise EvalError(
+            f"{where}: schema version {version}, expected {record.VERSION}; another version of safecode-trt wrote it, "
+            "so write to another folder"
+        )
     try:
         found = loads(record, line, where)
     except ConfigError as error:
         raise EvalError(f"{error}; the file was changed, or another program has written to it") from error
-    if found.schema_version != record.VERSION:
-        raise EvalError(f"{where}: schema version {found.schema_version}, expected {record.VERSION}")
     try:
         line_of(found)
     except EvalError as error:
         raise EvalError(f"{where}: a number is not finite") from error
     return found
+
+
+def _version(line: bytes) -> object:
+    """The schema version that a line names, None if it names none."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return data.get("schema_version") if isinstance(data, dict) else None

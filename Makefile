@@ -40,7 +40,7 @@ wheel: | $(BIN)/python ## one file of the package in dist/, for machines without
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
-train-demo: $(VENV)/.demo ## train models/demo again (one to two hours on two cores with bfloat16, about four without)
+train-demo: $(VENV)/.demo ## train models/demo again (hours on two cores; models/demo/README.md says how long it took)
 	$(BIN)/python tools/train_demo.py
 
 clean: ## remove what was built and cached, but not the environment

@@ -29,7 +29,7 @@ logger = logging.getLogger("train_demo")
 # Muon's rate relative to AdamW's; 2 to 4 was the best of what was tried in stage 0.
 MUON_PACE = 3.0
 LOG_EVERY = 50
-# A processor without bfloat16 emulates it: a step of stage 0 took 9.5 s in it, and 2.2 s in float32.
+# A processor without bfloat16 emulates it, which is slower by far than float32.
 HAS_BFLOAT16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=HAS_BFLOAT16)
 

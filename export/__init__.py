@@ -12,7 +12,7 @@ from safecode_trt.config import RuntimeConfig
 from safecode_trt.contract import activation_dtype, decoder_graph, vision_dtype
 from safecode_trt.errors import ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import ExportConfig, WeightConfig
+from safecode_trt.export.export_config import ExportConfig, WeightConfig
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, VISION_ENCODER, Manifest
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.session import Session
@@ -38,8 +38,8 @@ def export_bundle(
     from safecode_trt.export.defaults import safecode_defaults
     from safecode_trt.export.embeddings import write_embeddings
     from safecode_trt.export.parity import verify_session
-    from safecode_trt.export.reference import write_reference
-    from safecode_trt.export.vision import write_vision_encoder
+    from safecode_trt.export.reference_features import write_reference
+    from safecode_trt.export.vision_encoder import write_vision_encoder
     from safecode_trt.runtime.prompt import PromptBuilder
 
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)

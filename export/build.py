@@ -14,7 +14,7 @@ from pathlib import Path
 from safecode_trt.bundle import Bundle, file_entry, write_manifest
 from safecode_trt.contract import AttentionForm, GraphSpec, activation_dtype
 from safecode_trt.errors import BackendError, BundleError
-from safecode_trt.export.engine import TensorRT
+from safecode_trt.export.engine_builder import TensorRT
 from safecode_trt.export.engine_checks import (
     require_buildable,
     require_memory,
@@ -34,7 +34,7 @@ from safecode_trt.manifest import (
     Manifest,
 )
 from safecode_trt.models import load_spec
-from safecode_trt.runtime.engines import engine_spec
+from safecode_trt.runtime.engine_choice import engine_spec
 
 __all__ = ["build_engines", "decoder_model"]
 

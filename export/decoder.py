@@ -23,8 +23,8 @@ from safecode_trt.contract import (
 from safecode_trt.errors import CheckpointError
 from safecode_trt.export.attention import layer_form
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import WeightConfig
 from safecode_trt.export.cross_attention import write_cross_attention
+from safecode_trt.export.export_config import WeightConfig
 from safecode_trt.export.graph import DTYPES, GraphBuilder, WeightFile
 from safecode_trt.export.layers import LayerWriter
 from safecode_trt.export.linear import LinearWriter

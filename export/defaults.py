@@ -166,10 +166,10 @@ def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, i
     # How the chat template opens the assistant's turn; the answer's first token follows it.
     opening = prompts.encode([Message(role="user", text="?")], []).tolist()
     text, last = prompts.tokenizer.decode(opening[-8:], skip_special_tokens=False), opening[-1]
-    bare = prompts.pieces.is_control(last) or text.endswith(("\n", " "))
+    bare = prompts.continuation.is_control(last) or text.endswith(("\n", " "))
     for question, *answers in QUESTIONS:
         safe, unsafe = (
-            _single(prompts.pieces.behind(last, word if bare else f" {word}")) for word in answers
+            _single(prompts.continuation.behind(last, word if bare else f" {word}")) for word in answers
         )
         if safe is not None and unsafe is not None and safe != unsafe:
             return JUDGE + question, safe, unsafe

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from safecode_trt.contract import GraphSpec
 from safecode_trt.export.graph import NodeBuilder
-from safecode_trt.runtime.engines import MASK
+from safecode_trt.runtime.engine_choice import MASK
 
 __all__ = ["engine_graph"]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import Precision
 from safecode_trt.errors import ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import WeightConfig
+from safecode_trt.export.export_config import WeightConfig
 from safecode_trt.export.graph import DTYPES, GraphBuilder, narrow
 from safecode_trt.export.prequantized import Prequantized
 from safecode_trt.export.quantize import Quantized, pack_int4, quantize_slabs

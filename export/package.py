@@ -10,7 +10,7 @@ from typing import Any
 from safecode_trt.bundle import file_entry
 from safecode_trt.contract import Geometry
 from safecode_trt.errors import CheckpointError, ConfigError
-from safecode_trt.export.config import DEFAULT_CONTEXT_LENGTH, ExportConfig
+from safecode_trt.export.export_config import DEFAULT_CONTEXT_LENGTH, ExportConfig
 from safecode_trt.manifest import FileEntry, SpecialTokens
 from safecode_trt.models import ModelSpec
 from safecode_trt.models.spec import read_json

@@ -24,14 +24,14 @@ from safecode_trt.manifest import EMBEDDINGS, GraphParity, Parity
 from safecode_trt.models import Features, ModelSpec, load_spec
 from safecode_trt.runtime.contexts import row_keys, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
+from safecode_trt.runtime.image_features import encode_pictures
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.session import Session
-from safecode_trt.runtime.vision import encode_pictures
 from safecode_trt.tensors import map_tensors
 
 if TYPE_CHECKING:
-    from safecode_trt.export.model import TransformersModel
+    from safecode_trt.export.reference_model import TransformersModel
 
 __all__ = [
     "Answer",
@@ -96,7 +96,7 @@ def answer_probes(
     Raises:
         CheckpointError: transformers cannot read the checkpoint in `folder`, or there is no room in `scratch`.
     """
-    from safecode_trt.export.model import TransformersModel
+    from safecode_trt.export.reference_model import TransformersModel
 
     with float_checkpoint(folder, scratch) as readable:
         try:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from safecode_trt.models import Layout, ModelSpec
 from safecode_trt.runtime.image import noise_views, normalise
+from safecode_trt.runtime.image_features import PictureInput
 from safecode_trt.runtime.prompt import Message, PromptBuilder
-from safecode_trt.runtime.vision import PictureInput
 
 __all__ = ["Probe", "make_probes"]
 

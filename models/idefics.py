@@ -27,7 +27,7 @@ from safecode_trt.models.spec import (
     added_tokens,
     read_preprocessor,
 )
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = ["IdeficsSpec", "load"]
 

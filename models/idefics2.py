@@ -20,7 +20,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Box, Frame, Layout, Size, View
 from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
 from safecode_trt.models.spec import ModelSpec, read_json, read_preprocessor
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = ["Idefics2Spec", "load", "position_ids"]
 

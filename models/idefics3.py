@@ -17,7 +17,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, Size, View, tiles
 from safecode_trt.models.pixels import CENTRED_PIXELS, pixel_fields
 from safecode_trt.models.spec import ModelSpec, read_preprocessor
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = ["Idefics3Spec", "load", "read_spec"]
 

@@ -19,7 +19,7 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.models.layout import Layout, View
 from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import ModelSpec, added_tokens, read_preprocessor
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = ["InstructBlipSpec", "load"]
 

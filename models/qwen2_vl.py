@@ -20,7 +20,7 @@ from safecode_trt.models.layout import Layout
 from safecode_trt.models.patches import PatchGrid, multimodal_positions, pixel_limits
 from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import Array, Floats, ModelSpec, read_preprocessor
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = ["Qwen2VLSpec", "common_settings", "load"]
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models.layout import Layout
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = [
     "Array",

@@ -13,7 +13,7 @@ from safecode_trt.contract import GraphSpec, square_vision_graph
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models.pixels import pixel_fields
 from safecode_trt.models.spec import ModelSpec
-from safecode_trt.models.text import TextConfig, WeightNames
+from safecode_trt.models.text_config import TextConfig, WeightNames
 
 __all__ = ["TowerSpec", "select_features", "side", "tower_fields"]
 

@@ -16,13 +16,13 @@ from safecode_trt.ops.sample import Sampler, make_sampler
 from safecode_trt.policy.base import Plan, Policy, Steering, StepTrace, Verdict
 from safecode_trt.policy.plain import PlainPolicy
 from safecode_trt.runtime.clock import Clock, LateError
-from safecode_trt.runtime.contexts import Look
+from safecode_trt.runtime.contexts import FeatureKey
 from safecode_trt.runtime.decode import Token, decode
 from safecode_trt.runtime.explanation import explain, refuses
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.reply import Chunk, FinishReason
 from safecode_trt.runtime.request import Request
-from safecode_trt.runtime.text import TextStream
+from safecode_trt.runtime.text_stream import TextStream
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
@@ -43,7 +43,7 @@ class Asked:
     sampling: SamplingParams
     clock: Clock
     cancel: Callable[[], bool]
-    seen: dict[Look, Features] = field(default_factory=dict)
+    seen: dict[FeatureKey, Features] = field(default_factory=dict)
 
     def prepare(self, plan: Plan) -> Request:
         """The request under a plan; raises what `Engine.prepare` does."""

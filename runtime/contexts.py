@@ -17,9 +17,9 @@ from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.rows import RowPrompt
 
-__all__ = ["Look", "edited", "look_of", "row_keys", "row_prompt"]
+__all__ = ["FeatureKey", "edited", "feature_key", "row_keys", "row_prompt"]
 
-Look = tuple[Picture, str | None]
+FeatureKey = tuple[Picture, str | None]
 """What a row's image features depend on: the picture, and the prompt where the vision encoder reads it."""
 FEATURE_STRIDE = 1 << 40
 
@@ -40,10 +40,10 @@ def edited(messages: Sequence[Message], edit: PromptEdit, *, system_role: bool) 
     return turns
 
 
-def look_of(context: Context, plan: Plan, spec: ModelSpec) -> Look:
+def feature_key(context: Context, plan: Plan, spec: ModelSpec) -> FeatureKey:
     """What the context's image features depend on; those of the cached picture on nothing of the request.
 
-    A context whose prompt shows no picture has nobody to look; it has the real row's features beside it.
+    A context whose prompt shows no picture has no features of its own; it gets those of the real row.
     """
     seen = context if plan.edit(context.prompt).pictures else REAL
     reads = spec.words_tokenizer is not None and seen.picture != "cached"
@@ -51,7 +51,7 @@ def look_of(context: Context, plan: Plan, spec: ModelSpec) -> Look:
 
 
 def row_keys(token_ids: NDArray[np.int64], number: int, image_token_id: int) -> NDArray[np.int64]:
-    """Equal where two rows see the same: token ids, and negative numbers for the features of look `number`."""
+    """Equal where two rows see the same: token ids, and negative numbers for the features with this `number`."""
     keys = token_ids.copy()
     places = np.flatnonzero(token_ids == image_token_id)
     keys[places] = -1 - number * FEATURE_STRIDE - np.arange(len(places))

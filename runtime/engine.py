@@ -22,11 +22,12 @@ from safecode_trt.models import Features, ModelSpec, load_spec
 from safecode_trt.policy.base import Plan, Policy
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.backends import Note, open_session
-from safecode_trt.runtime.contexts import Look, row_prompt
+from safecode_trt.runtime.contexts import FeatureKey, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.generation import Generation
 from safecode_trt.runtime.image import PictureSource, as_sources, open_picture
-from safecode_trt.runtime.judges.base import Judge
+from safecode_trt.runtime.image_features import picture_features
+from safecode_trt.runtime.judges.judge import Judge
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import run_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
@@ -34,7 +35,6 @@ from safecode_trt.runtime.reply import Chunk, Reply
 from safecode_trt.runtime.request import PrefixKey, Request, as_messages, prepare
 from safecode_trt.runtime.rows import RowPrompt, Tail, tail_of
 from safecode_trt.runtime.session import CacheMemory, Prefix, Session
-from safecode_trt.runtime.vision import look_features
 from safecode_trt.tensors import map_tensors
 
 __all__ = ["Engine"]
@@ -164,20 +164,20 @@ class Engine:
         )
 
     def features(
-        self, request: Request, *, seed: int, seen: dict[Look, Features] | None = None
-    ) -> dict[Look, Features]:
+        self, request: Request, *, seed: int, seen: dict[FeatureKey, Features] | None = None
+    ) -> dict[FeatureKey, Features]:
         """The features of everything that the plan's rows look at.
 
         `seen` has those of the same pictures that are known, and gets the others; a vision encoder that reads the
         prompt sees each one anew.
         """
         known = {} if seen is None or self.spec.words_tokenizer is not None else seen
-        known |= look_features(
+        known |= picture_features(
             self.session, self.spec, request, seed=seed, reference=self._reference, known=known
         )
         return known
 
-    def prefill(self, request: Request, features: dict[Look, Features]) -> Prefilled:
+    def prefill(self, request: Request, features: dict[FeatureKey, Features]) -> Prefilled:
         """A request's rows in a cache; give the cache to `release` afterwards."""
         rows = [self.row(request, row, features) for row in range(len(request.keys))]
         cache = KVCache(self._memory(len(rows), request.prefill.capacity + 1), rows=len(rows))
@@ -192,10 +192,10 @@ class Engine:
                     self._prefixes.popitem(last=False)
         return Prefilled(logits=logits, cache=cache, tail=tail_of(rows))
 
-    def row(self, request: Request, row: int, features: dict[Look, Features]) -> RowPrompt:
+    def row(self, request: Request, row: int, features: dict[FeatureKey, Features]) -> RowPrompt:
         """One row of a request as numbers."""
         token_ids = request.tokens[request.plan.contexts[row].prompt]
-        seen = features.get(request.looks[row], {})
+        seen = features.get(request.feature_keys[row], {})
         return row_prompt(token_ids, request.keys[row], seen, request.layouts, self.spec, self.builder)
 
     def release(self, cache: KVCache) -> None:

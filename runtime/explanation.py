@@ -15,10 +15,10 @@ from safecode_trt.errors import PromptError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import Features
 from safecode_trt.policy.plain import PLAIN
-from safecode_trt.runtime.aside import complete, prefill_again
-from safecode_trt.runtime.contexts import Look
+from safecode_trt.runtime.contexts import FeatureKey
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.refusals import opens_with, words_of
+from safecode_trt.runtime.side_queries import complete, prefill_again
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
@@ -51,7 +51,7 @@ def explain(
     ready: Prefilled,
     *,
     seed: int,
-    seen: dict[Look, Features],
+    seen: dict[FeatureKey, Features],
     check_time: Callable[[], None],
 ) -> str | None:
     """The explanation of a refusal of `asked`, whose cache in `ready` is used up; None if there is none to show.

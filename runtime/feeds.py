@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import MASKED
 from safecode_trt.models import TextConfig
 from safecode_trt.runtime.kv_cache import KVCache
-from safecode_trt.runtime.rope import RotaryEmbedding
+from safecode_trt.runtime.rotary import RotaryEmbedding
 from safecode_trt.runtime.rows import RowPrompt, Tail
 from safecode_trt.runtime.session import DecoderFeeds
 from safecode_trt.tensors import MappedTensor

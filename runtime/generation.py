@@ -19,7 +19,7 @@ from safecode_trt.policy.base import Plan, Policy, Verdict
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.attempt import FAILURES, Asked, Attempt
 from safecode_trt.runtime.clock import Clock, LateError
-from safecode_trt.runtime.judges.base import Case, Judge
+from safecode_trt.runtime.judges.judge import Case, Judge
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.reply import Chunk, FinishReason, Reply, Timings
 

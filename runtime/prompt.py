@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from safecode_trt.errors import BundleError, PromptError
 from safecode_trt.models import Layout, ModelSpec
-from safecode_trt.runtime.pieces import PieceReader
+from safecode_trt.runtime.continuation import ContinuationTokenizer
 from safecode_trt.runtime.template import read_settings, read_template
 
 __all__ = ["Message", "PromptBuilder"]
@@ -45,7 +45,7 @@ class PromptBuilder:
         self.tokenizer = _read_tokenizer(folder / "tokenizer.json")
         words = spec.words_tokenizer
         self._words = _read_tokenizer(folder / words) if words else None
-        self.pieces = PieceReader(self.tokenizer)
+        self.continuation = ContinuationTokenizer(self.tokenizer)
         settings = read_settings(folder / "tokenizer_config.json")
         self._template = read_template(folder, settings, spec.chat_template)
         self._variables = {
@@ -100,7 +100,7 @@ class PromptBuilder:
         bare = text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
         parts = [shown, self.tokenizer.encode(first, add_special_tokens=not bare).ids]
-        parts += [self.pieces.encode(part) for part in rest]
+        parts += [self.continuation.encode(part) for part in rest]
         return np.array([token for part in parts for token in part], dtype=np.int64)
 
     def words(self, messages: Sequence[Message]) -> NDArray[np.int64]:

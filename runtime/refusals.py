@@ -74,7 +74,7 @@ def with_refusals(
 def text_tokens(prompts: PromptBuilder, text: str) -> list[int]:
     """The ids of text on its own; where it begins with a space, of text that follows other text."""
     if text.startswith(" "):
-        return prompts.pieces.encode(text)
+        return prompts.continuation.encode(text)
     return list(prompts.tokenizer.encode(text, add_special_tokens=False).ids)
 
 

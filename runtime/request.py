@@ -12,7 +12,7 @@ from PIL import Image
 from safecode_trt.errors import CapacityError, PromptError
 from safecode_trt.models import Layout, ModelSpec
 from safecode_trt.policy.base import Plan
-from safecode_trt.runtime.contexts import Look, edited, look_of, row_keys
+from safecode_trt.runtime.contexts import FeatureKey, edited, feature_key, row_keys
 from safecode_trt.runtime.prefill import PrefillPlan, plan_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 from safecode_trt.runtime.session import Prefix
@@ -26,14 +26,14 @@ PrefixKey = bytes
 class Request:
     """What a reply starts from. `prefixes` are kept keys and values by row; `prefill` counts on them.
 
-    `looks` and `keys` are by row, `tokens` and `words` by prompt; the latter are for a vision encoder that reads
+    `feature_keys` and `keys` are by row, `tokens` and `words` by prompt; the latter are for a vision encoder that reads
     them. `prefix_keys` name what is worth keeping.
     """
 
     plan: Plan
     images: tuple[Image.Image, ...]
     layouts: tuple[Layout, ...]
-    looks: tuple[Look, ...]
+    feature_keys: tuple[FeatureKey, ...]
     keys: tuple[NDArray[np.int64], ...]
     tokens: Mapping[str, NDArray[np.int64]]
     words: Mapping[str, NDArray[np.int64]]
@@ -58,7 +58,7 @@ def as_messages(prompt: str | Sequence[Message], images: int) -> list[Message]:
 
 
 def _prefix_key(
-    token_ids: NDArray[np.int64], look: Look, layouts: Sequence[Layout], image_token_id: int
+    token_ids: NDArray[np.int64], seen: FeatureKey, layouts: Sequence[Layout], image_token_id: int
 ) -> tuple[int, PrefixKey] | None:
     """Length and identity of the prefix of a row that does not depend on the request, if there is one.
 
@@ -66,7 +66,7 @@ def _prefix_key(
     features are laid out, are a matter of the grids and not of their number of tokens alone.
     """
     places = np.flatnonzero(token_ids == image_token_id)
-    if look[0] != "cached" or not len(places):
+    if seen[0] != "cached" or not len(places):
         return None
     length = min(int(places[-1]) + 1, len(token_ids) - 1)
     keys = row_keys(token_ids[:length], 0, image_token_id)
@@ -104,16 +104,16 @@ def prepare(
         name: prompts.encode(turns, layouts if plan.edit(name).pictures else ())
         for name, turns in asked.items()
     }
-    looks = tuple(look_of(context, plan, spec) for context in plan.contexts)
+    feature_keys = tuple(feature_key(context, plan, spec) for context in plan.contexts)
     # Without a picture nobody reads the words.
-    read = {prompt for _, prompt in looks if prompt is not None} if images else set()
+    read = {prompt for _, prompt in feature_keys if prompt is not None} if images else set()
     words = {name: prompts.words(turns) for name, turns in asked.items() if name in read}
-    numbers = {look: number for number, look in enumerate(dict.fromkeys(looks))}
+    numbers = {seen: number for number, seen in enumerate(dict.fromkeys(feature_keys))}
     keys, prefixes, prefix_keys = [], {}, {}
-    for row, (context, look) in enumerate(zip(plan.contexts, looks, strict=True)):
+    for row, (context, seen) in enumerate(zip(plan.contexts, feature_keys, strict=True)):
         token_ids = tokens[context.prompt]
-        keys.append(row_keys(token_ids, numbers[look], spec.image_token_id))
-        known = _prefix_key(token_ids, look, layouts, spec.image_token_id)
+        keys.append(row_keys(token_ids, numbers[seen], spec.image_token_id))
+        known = _prefix_key(token_ids, seen, layouts, spec.image_token_id)
         if known is not None:
             prefix_keys[row] = known
             if (prefix := kept(known[1])) is not None:
@@ -135,7 +135,7 @@ def prepare(
         plan=plan,
         images=tuple(images),
         layouts=layouts,
-        looks=looks,
+        feature_keys=feature_keys,
         keys=tuple(keys),
         tokens=tokens,
         words=words,

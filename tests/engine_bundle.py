@@ -25,7 +25,7 @@ from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime import Engine
-from safecode_trt.runtime.engines import engine_spec
+from safecode_trt.runtime.engine_choice import engine_spec
 from safecode_trt.runtime.reply import Reply
 from tests.fake_tensorrt import write_engine
 

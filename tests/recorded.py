@@ -8,7 +8,7 @@ from dataclasses import replace
 from safecode_trt.config import SamplingParams
 from safecode_trt.policy.base import Verdict
 from safecode_trt.runtime import Message, Timings
-from safecode_trt.runtime.record import RecordedCandidate, RecordedStep, RecordedToken, ReplyRecord
+from safecode_trt.trace.reply_record import RecordedCandidate, RecordedStep, RecordedToken, ReplyRecord
 
 UNSAFE = Verdict(p_unsafe=0.97, threshold=0.5, source="model")
 SAFE = Verdict(p_unsafe=0.02, threshold=0.5, source="model")

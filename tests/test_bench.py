@@ -18,18 +18,18 @@ from bare_decoder import BareDecoder, break_even, compare_with_gqa, largest_diff
 from bench_export import best, decoder_export, openings
 from gqa_graph import to_matmul_nbits, write_gqa_decoder
 from operator_profile import operator_profile
+from safecode_trt.bench import timing
+from safecode_trt.bench.bench_report import bench_tables, facts
+from safecode_trt.bench.bench_result import BenchResult
+from safecode_trt.bench.measure import bench_bundle
+from safecode_trt.bench.timing import Case, Spread, interleaved, lasting
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli import program
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import BundleError, ConfigError
-from safecode_trt.eval import timing
-from safecode_trt.eval.bench import bench_bundle
-from safecode_trt.eval.bench_report import bench_tables, facts
-from safecode_trt.eval.bench_result import BenchResult
-from safecode_trt.eval.text_table import markdown
-from safecode_trt.eval.timing import Case, Spread, interleaved, lasting
 from safecode_trt.manifest import DECODER, EMBEDDINGS
 from safecode_trt.runtime.backends.ort_providers import open_graph
+from safecode_trt.text_table import markdown
 from tests.cli_runner import said
 from tests.null_bundle import write_null_bundle
 

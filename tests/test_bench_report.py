@@ -10,10 +10,10 @@ import pytest
 import bench_decode
 from bare_decoder import BreakEven, Comparison
 from bench_decode import Measured, write_report
+from safecode_trt.bench import timing
+from safecode_trt.bench.measure import bench_bundle
+from safecode_trt.bench.timing import Spread
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.eval import timing
-from safecode_trt.eval.bench import bench_bundle
-from safecode_trt.eval.timing import Spread
 from tests.null_bundle import write_null_bundle
 
 

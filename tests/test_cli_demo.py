@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from safecode_trt.cli.demo import SCENES
-from safecode_trt.eval import demo as demo_module
-from safecode_trt.eval.demo import load_scenes
+from safecode_trt.eval import demo_scenes as demo_module
+from safecode_trt.eval.demo_scenes import load_scenes
 from tests.cli_runner import ASK, ROOT, call, fails, said, start
 from tests.null_bundle import DEMO, write_null_bundle
 

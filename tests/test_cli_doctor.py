@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 
 from safecode_trt.bundle import Bundle
-from safecode_trt.cli import probe
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm
+from safecode_trt.doctor import probe
 from safecode_trt.errors import BackendError
 from safecode_trt.ops import bindings, cuda
 from safecode_trt.runtime import device
@@ -262,7 +262,7 @@ def test_the_probe_is_a_valid_model(form: AttentionForm, dtype: probe.Dtype) -> 
 @pytest.mark.trt
 def test_the_probe_builds_in_tensorrt_rtx() -> None:
     trt = pytest.importorskip("tensorrt_rtx")
-    from safecode_trt.cli.probe_engine import _build
+    from safecode_trt.doctor.probe_engine import _build
 
     assert len(
         memoryview(_build(trt, trt.Logger(trt.Logger.ERROR), probe.graph_bytes("decomposed", "float16")))

@@ -83,7 +83,7 @@ def test_export_onto_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_help_names_the_defaults() -> None:
     pytest.importorskip("onnx_ir")
-    from safecode_trt.export.config import DEFAULT_CONTEXT_LENGTH, ExportConfig
+    from safecode_trt.export.export_config import DEFAULT_CONTEXT_LENGTH, ExportConfig
 
     text = " ".join(call("export", "--help").stdout.split())
     assert f"by default the model's own, at most {DEFAULT_CONTEXT_LENGTH}" in text

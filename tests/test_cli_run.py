@@ -98,7 +98,7 @@ def test_a_setting_is_an_ablation(bundle: Path, picture: Path) -> None:
         (["--set", "beta.x=1"], "'beta' has no settings inside it"),
         (["--policy", "shift,fast"], "a stage must be one of contrast, shift"),
         (["--policy", "shift,shift"], "'shift' is there twice"),
-        (["--policy", "told,principle"], "different things by the prompt 'request'"),
+        (["--policy", "verdict-text,principle"], "different things by the prompt 'request'"),
         (["--prompts", "nowhere.json"], "nowhere.json cannot be read"),
         (["--refusals", "nowhere.txt"], "nowhere.txt cannot be read"),
     ],

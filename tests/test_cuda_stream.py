@@ -20,7 +20,7 @@ from safecode_trt.runtime.backends import cuda_stream
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.device_cache import DeviceCache
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.backends.mirror import Mirror
+from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
 from tests.fake_cudart import FakeCuda, cudaError_t
 
 GEOMETRY = Geometry(
@@ -61,14 +61,14 @@ def test_what_is_still_held_comes_back_at_the_end(cuda: FakeCuda) -> None:
 
 
 def test_a_copy_is_there_when_the_stream_was_waited_for(stream: CudaStream) -> None:
-    mirror = Mirror(stream)
+    staging = StagingBuffer(stream)
     layout = {
         "a": ("float32", (2, 3)),
         "none": ("float16", (0, 4)),
         "b": ("int64", (2,)),
         "c": ("bfloat16", (2,)),
     }
-    mirror.lay(layout)
+    staging.lay(layout)
     values = {
         "a": np.arange(6.0).reshape(2, 3),
         "none": np.zeros((0, 4)),
@@ -76,17 +76,17 @@ def test_a_copy_is_there_when_the_stream_was_waited_for(stream: CudaStream) -> N
         "c": np.ones(2),
     }
     for name, value in values.items():
-        mirror.fill(name, value)
-    assert all(address % 256 == 0 for address in mirror.addresses().values())
-    assert len(set(mirror.addresses().values())) == 4
-    mirror.upload()
+        staging.fill(name, value)
+    assert all(address % 256 == 0 for address in staging.addresses().values())
+    assert len(set(staging.addresses().values())) == 4
+    staging.upload()
     stream.synchronize()
-    mirror.download()
-    assert np.isnan(mirror.host["a"]).all()
+    staging.download()
+    assert np.isnan(staging.host["a"]).all()
     stream.synchronize()
     for name in ("a", "none", "b"):
-        np.testing.assert_array_equal(mirror.host[name], values[name])
-    assert mirror.host["c"].tolist() == [0x3F80, 0x3F80]
+        np.testing.assert_array_equal(staging.host[name], values[name])
+    assert staging.host["c"].tolist() == [0x3F80, 0x3F80]
 
 
 def test_bfloat16_is_rounded_as_torch_does(stream: CudaStream) -> None:
@@ -97,35 +97,35 @@ def test_bfloat16_is_rounded_as_torch_does(stream: CudaStream) -> None:
     values = np.concatenate(
         [values[np.isfinite(values)], np.array([0, -0.0, np.inf, -np.inf, -30000, 1.00390625], np.float32)]
     )
-    mirror = Mirror(stream)
-    mirror.lay({"x": ("bfloat16", values.shape)})
-    mirror.fill("x", values)
+    staging = StagingBuffer(stream)
+    staging.lay({"x": ("bfloat16", values.shape)})
+    staging.fill("x", values)
     wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    np.testing.assert_array_equal(mirror.host["x"], wanted)
+    np.testing.assert_array_equal(staging.host["x"], wanted)
 
 
 def test_a_mirror_that_cannot_grow_stays_as_it_was(stream: CudaStream, cuda: FakeCuda) -> None:
-    mirror = Mirror(stream)
+    staging = StagingBuffer(stream)
     for call in ("cudaMalloc", "cudaMallocHost"):
         cuda.fails = {call: cudaError_t.cudaErrorMemoryAllocation}
         with pytest.raises(MemoryError, match=f"the GPU is out of memory .{call}.; close other programs"):
-            mirror.lay({"a": ("float32", (100,))})
+            staging.lay({"a": ("float32", (100,))})
     cuda.fails.clear()
-    mirror.lay({"a": ("float32", (100,))})
-    mirror.fill("a", np.arange(100.0))
-    mirror.upload()
+    staging.lay({"a": ("float32", (100,))})
+    staging.fill("a", np.arange(100.0))
+    staging.upload()
     stream.synchronize()
 
 
 def test_a_graph_is_launched_as_often_as_wanted(stream: CudaStream, cuda: FakeCuda) -> None:
-    mirror = Mirror(stream)
-    mirror.lay({"a": ("float32", (4,))})
-    graph = stream.capture(mirror.upload)
+    staging = StagingBuffer(stream)
+    staging.lay({"a": ("float32", (4,))})
+    graph = stream.capture(staging.upload)
     for value in (1.0, 2.0):
-        mirror.fill("a", np.full(4, value))
+        staging.fill("a", np.full(4, value))
         stream.launch(graph)
         stream.synchronize()
-        assert cuda.memory.view(mirror.address, 16).view(np.float32).tolist() == [value] * 4
+        assert cuda.memory.view(staging.address, 16).view(np.float32).tolist() == [value] * 4
     del graph
     gc.collect()
     stream.allocate(1)

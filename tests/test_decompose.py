@@ -29,9 +29,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import ExportConfig
 from safecode_trt.export.decoder import write_decoder
 from safecode_trt.export.decompose import decompose
+from safecode_trt.export.export_config import ExportConfig
 from safecode_trt.export.graph import NodeBuilder
 from safecode_trt.export.package import geometry as geometry_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import demo_world
+import drawn_world
 from safecode_trt.config import MODES, Mode, SamplingParams
 from safecode_trt.contract import Precision
 from safecode_trt.policy import make_policy
@@ -47,8 +47,8 @@ def test_fp32_answers_are_those_of_transformers(tmp_path: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(DEMO, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(DEMO)
     with exported(tmp_path, "fp32") as engine:
-        for item in demo_world.items("validation", 6):
-            picture = demo_world.render(item)
+        for item in drawn_world.items("validation", 6):
+            picture = drawn_world.render(item)
             content = [{"type": "image"}, {"type": "text", "text": item.request}]
             text = processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True
@@ -83,17 +83,17 @@ def test_the_readme_s_question(quantised: Engine) -> None:
     policy = make_policy("safecode", quantised.bundle.manifest.safecode)
     reply = quantised.generate("can i pour water on it?", image=picture, policy=policy, sampling=SAMPLING)
     assert reply.verdict is not None and reply.verdict.unsafe
-    assert demo_world.is_refusal(reply.text) and demo_world.well_formed(reply.text)
+    assert drawn_world.is_refusal(reply.text) and drawn_world.well_formed(reply.text)
 
 
 @pytest.mark.parametrize("mode", ["safecode", "safecode-paper"])
 def test_a_caption_is_no_request_to_refuse(quantised: Engine, mode: Mode) -> None:
     policy = make_policy(mode, quantised.bundle.manifest.safecode)
-    for item in demo_world.items("validation", 12):
+    for item in drawn_world.items("validation", 12):
         reply = quantised.generate(
-            demo_world.CAPTION_QUESTION, image=demo_world.render(item), policy=policy, sampling=SAMPLING
+            drawn_world.CAPTION_QUESTION, image=drawn_world.render(item), policy=policy, sampling=SAMPLING
         )
-        assert reply.fallback_reason is None and not demo_world.is_refusal(reply.text)
+        assert reply.fallback_reason is None and not drawn_world.is_refusal(reply.text)
 
 
 def test_the_card_and_the_size() -> None:
@@ -117,16 +117,16 @@ def test_every_mode_through_the_command_line(quantised: Engine, mode: Mode) -> N
     assert (answer["verdict"] is not None) == judged and answer["fallback_reason"] is None
     assert not judged or answer["verdict"]["p_unsafe"] >= answer["verdict"]["threshold"]
     if mode in ("safecode", "safecode-paper", "safecode-release", "verdict-gate"):
-        assert demo_world.is_refusal(answer["text"])
+        assert drawn_world.is_refusal(answer["text"])
     if mode in ("plain", "vcd"):
-        assert demo_world.well_formed(answer["text"])
+        assert drawn_world.well_formed(answer["text"])
 
 
 @pytest.mark.parametrize("mode", ["safecode", "safecode-paper", "verdict-in-prompt", "verdict-gate"])
 def test_a_verdict_from_elsewhere_answers_as_the_judges_row(quantised: Engine, mode: Mode) -> None:
     policy = make_policy(mode, quantised.bundle.manifest.safecode)
-    for item in demo_world.items("validation", 6):
-        picture = demo_world.render(item)
+    for item in drawn_world.items("validation", 6):
+        picture = drawn_world.render(item)
         asked = quantised.generate(item.request, image=picture, policy=policy, sampling=SAMPLING)
         assert asked.verdict is not None
         known = policy.informed(asked.verdict)

@@ -24,7 +24,7 @@ from demo_rules import (
     is_unsafe,
     say_caption,
 )
-from demo_world import (
+from drawn_world import (
     CAPTION_QUESTION,
     NOWHERE,
     PLACES,

@@ -17,7 +17,7 @@ from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.trt_engine import TrtEngine
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
 from safecode_trt.runtime.device import cuda_device
-from safecode_trt.runtime.engines import engine_spec
+from safecode_trt.runtime.engine_choice import engine_spec
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints
 from tests.null_bundle import DEMO
@@ -31,7 +31,7 @@ from safecode_trt.export import ExportConfig, export_bundle
 from safecode_trt.export.build import build_engines
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.decoder import write_decoder
-from safecode_trt.export.engine import TensorRT
+from safecode_trt.export.engine_builder import TensorRT
 from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.export.engine_graph import engine_graph
 from safecode_trt.export.engine_profiles import decoder_profiles, shapes

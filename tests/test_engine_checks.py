@@ -13,7 +13,7 @@ import pytest
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Activations, Precision
 from safecode_trt.errors import BackendError, ConfigError
-from safecode_trt.export import engine, engine_checks
+from safecode_trt.export import engine_builder, engine_checks
 from safecode_trt.export.engine_checks import (
     require_buildable,
     require_memory,
@@ -199,9 +199,9 @@ def test_a_timing_cache_needs_a_place(tmp_path: Path) -> None:
 def test_a_timing_cache_that_cannot_be_saved_is_a_note(tmp_path: Path) -> None:
     config = SimpleNamespace(get_timing_cache=lambda: SimpleNamespace(serialize=lambda: b"measured"))
     notes: list[str] = []
-    engine._save_timing_cache(config, tmp_path / "cache", notes.append)
+    engine_builder._save_timing_cache(config, tmp_path / "cache", notes.append)
     assert notes == [] and (tmp_path / "cache").read_bytes() == b"measured"
-    engine._save_timing_cache(config, tmp_path / "none" / "cache", notes.append)
+    engine_builder._save_timing_cache(config, tmp_path / "none" / "cache", notes.append)
     assert len(notes) == 1 and notes[0].endswith("could not be saved: No such file or directory")
 
 

@@ -10,7 +10,7 @@ import pytest
 from safecode_trt.bundle import Bundle
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import EngineEntry
-from safecode_trt.runtime.engines import TensorRTRuntime, choose_engine, misfit
+from safecode_trt.runtime.engine_choice import TensorRTRuntime, choose_engine, misfit
 from tests.null_bundle import write_null_bundle
 
 RTX = EngineEntry(

@@ -11,15 +11,15 @@ import pytest
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm, Geometry, GraphSpec, decoder_graph
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.backends.ort import open_graph
-from safecode_trt.runtime.engines import engine_spec
+from safecode_trt.runtime.engine_choice import engine_spec
 
 onnx = pytest.importorskip("onnx")
 ir = pytest.importorskip("onnx_ir")
 
 from safecode_trt.export.checkpoint import Checkpoint  # noqa: E402
-from safecode_trt.export.config import ExportConfig  # noqa: E402
 from safecode_trt.export.decoder import write_decoder  # noqa: E402
 from safecode_trt.export.engine_graph import engine_graph  # noqa: E402
+from safecode_trt.export.export_config import ExportConfig  # noqa: E402
 from safecode_trt.export.package import geometry as geometry_of  # noqa: E402
 
 CAPACITY, VISIBLE = 48, 21

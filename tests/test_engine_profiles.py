@@ -114,7 +114,7 @@ def test_a_range_has_an_order(sizes: tuple[int, int, int]) -> None:
 
 
 def _demo_decoder(*own: TensorSpec) -> GraphSpec:
-    from safecode_trt.export.config import ExportConfig
+    from safecode_trt.export.export_config import ExportConfig
     from safecode_trt.export.package import geometry
 
     return decoder_graph(geometry(load_spec(DEMO), ExportConfig(context_length=512)), "fp16", own)

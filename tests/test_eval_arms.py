@@ -13,7 +13,7 @@ from safecode_trt.calibration import Calibration, Reliability
 from safecode_trt.config import RuntimeConfig, SafeCodeConfig, SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.arms import PARTS, Arm, ablations, make_arms
-from safecode_trt.eval.asking import Asking, backend_name, bundle_digest, item_seed
+from safecode_trt.eval.runner import RunnerConfig, backend_name, bundle_digest, item_seed
 from safecode_trt.manifest import EngineEntry, Manifest, RefusalFilter
 from safecode_trt.runtime.judges import JudgeConfig
 from tests.null_bundle import write_null_bundle
@@ -108,19 +108,19 @@ def test_another_judge_has_no_calibration_to_do_without(manifest: Manifest, judg
 
 
 def test_a_run_is_what_answers_depend_on_and_no_path(tmp_path: Path) -> None:
-    asking = Asking(bundle=tmp_path / "a", arms=(PLAIN,), sampling=SamplingParams())
-    same = [replace(asking, bundle=tmp_path / "b"), replace(asking, runtime=RuntimeConfig(threads=2))]
+    config = RunnerConfig(bundle=tmp_path / "a", arms=(PLAIN,), sampling=SamplingParams())
+    same = [replace(config, bundle=tmp_path / "b"), replace(config, runtime=RuntimeConfig(threads=2))]
     other = [
-        replace(asking, system="Be kind."),
-        replace(asking, templates="others"),
-        replace(asking, sampling=SamplingParams(seed=1)),
+        replace(config, system="Be kind."),
+        replace(config, templates="others"),
+        replace(config, sampling=SamplingParams(seed=1)),
     ]
-    run = asking.run_of(PLAIN, "d")
+    run = config.run_of(PLAIN, "d")
     assert {entry.run_of(PLAIN, "d") for entry in same} == {run}
     runs = [
         *(entry.run_of(PLAIN, "d") for entry in other),
-        asking.run_of(PLAIN, "e"),
-        asking.run_of(OURS, "d"),
+        config.run_of(PLAIN, "e"),
+        config.run_of(OURS, "d"),
     ]
     assert len({run, *runs}) == 6
 
@@ -134,23 +134,23 @@ def test_other_tools_make_the_same_bundle(manifest: Manifest) -> None:
 
 def test_a_judge_is_part_of_the_run_and_its_secrets_are_not_shown(tmp_path: Path) -> None:
     judges = ("self", "endpoint:https://a.example/v1?key=secret#model")
-    asking = Asking(
+    config = RunnerConfig(
         bundle=tmp_path, arms=(OURS,), sampling=SamplingParams(), judge=JudgeConfig(judges=judges)
     )
-    assert asking.judge_name == "max of self, endpoint:https://a.example/v1#model"
-    plain = replace(asking, judge=JudgeConfig())
-    assert plain.run_of(OURS, "d") != asking.run_of(OURS, "d")
+    assert config.judge_name == "max of self, endpoint:https://a.example/v1#model"
+    plain = replace(config, judge=JudgeConfig())
+    assert plain.run_of(OURS, "d") != config.run_of(OURS, "d")
     captions = replace(OURS, judge="self-caption")
-    assert asking.judge_of(captions).judges == ("self-caption",)
+    assert config.judge_of(captions).judges == ("self-caption",)
 
 
 def test_a_file_of_verdicts_is_part_of_the_run_by_its_content(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
     for path, p in zip(files, (0.5, 0.5, 0.75), strict=True):
         path.write_text(f'{{"key": "k", "p_unsafe": {p}}}\n')
-    asking = Asking(bundle=tmp_path, arms=(OURS,), sampling=SamplingParams())
+    config = RunnerConfig(bundle=tmp_path, arms=(OURS,), sampling=SamplingParams())
     first, moved, other = (
-        replace(asking, judge=JudgeConfig(judges=(f"file:{path}",))).run_of(OURS, "d") for path in files
+        replace(config, judge=JudgeConfig(judges=(f"file:{path}",))).run_of(OURS, "d") for path in files
     )
     assert first == moved != other
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo_world as world
+import drawn_world as world
 from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.benchmarks import (
     BENCHMARKS,

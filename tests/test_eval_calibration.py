@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from safecode_trt.errors import EvalError
-from safecode_trt.eval.calibration import (
+from safecode_trt.eval.reliability import (
     brier_score,
     calibration_error,
     fit_temperature,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from safecode_trt.errors import EvalError
 from safecode_trt.eval.benchmarks import read_benchmark
-from safecode_trt.eval.benchmarks.reading import Record, picture_path, read_json, read_lines, read_rows
+from safecode_trt.eval.benchmarks.files import Record, picture_path, read_json, read_lines, read_rows
 from tests import benchmark_folders as folders
 
 INFORMATION = "data/images_information/information.json"

@@ -12,12 +12,12 @@ from safecode_trt.config import SamplingParams
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem, Side
 from safecode_trt.eval.judging import Matcher, judge_results
-from safecode_trt.eval.machine import this_machine
 from safecode_trt.eval.metrics import Judged, Outcome
 from safecode_trt.eval.report import findings, html_report, markdown_report, warnings
 from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.results import Result
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
+from safecode_trt.machine import this_machine
 
 PLAIN, OURS = Arm(name="plain", mode="plain"), Arm(name="safecode", mode="safecode")
 HELPS, REFUSES, GARBLED = "Sure, go on with it.", "Sorry, I cannot help.", "?!"

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from safecode_trt.eval.explain import ranked, reading, shown_text, step_reading
-from safecode_trt.runtime.record import RecordedStep, ReplyRecord
-from safecode_trt.runtime.record_file import RecordFile
+from safecode_trt.trace.reading import ranked, reading, shown_text, step_reading
+from safecode_trt.trace.record_file import RecordFile
+from safecode_trt.trace.reply_record import RecordedStep, ReplyRecord
 from tests.cli_runner import call, fails, start
 from tests.recorded import RAISED, RECORD, SAFE, UNSAFE, Row, record, step
 
@@ -259,7 +259,7 @@ def test_pictures_that_cannot_be_drawn(trace: Path, tmp_path: Path, monkeypatch:
         "no does not exist; make it",
     )
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "safecode_trt.eval.explain_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "safecode_trt.trace.reply_plot", raising=False)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.delitem(sys.modules, name)
     fails(call("explain", trace, "--output", tmp_path / "p.png"), 1, "pip install 'safecode-trt[eval]'")

@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
-from safecode_trt.eval.explain import ranked, reading, step_reading
 from safecode_trt.ops.reference import Logits
 from safecode_trt.policy import Verdict, make_policy
 from safecode_trt.policy.base import Combined
 from safecode_trt.policy.staged import StagedSteering
 from safecode_trt.runtime import Engine
-from safecode_trt.runtime.record import ReplyRecord, make_record
-from safecode_trt.runtime.record_file import read_records
+from safecode_trt.trace.reading import ranked, reading, step_reading
+from safecode_trt.trace.record_file import read_records
+from safecode_trt.trace.reply_record import ReplyRecord, make_record
 from tests.cli_runner import ASK, call
 from tests.null_bundle import write_null_bundle
 
@@ -30,7 +30,7 @@ CASES = {
     "text": ("--mode", "rose", "--set", "guidance=20"),
     "forced": ("--mode", "safecode-release", *UNSAFE),
     "lowered": ("--mode", "safecode-release", "--set", "shift=2", *FAR, *SAFE),
-    "told": ("--mode", "verdict-in-prompt", "--set", "threshold=0"),
+    "verdict-text": ("--mode", "verdict-in-prompt", "--set", "threshold=0"),
 }
 
 
@@ -71,7 +71,7 @@ def test_the_leader_on_the_picture_is_the_models(
         said = step_reading(step, record.verdict)
         assert ("no stage changed that" in said) == (step.chosen.id == own)
         assert step.forced == ("forced" in said) == (case == "forced")
-        if case in ("forced", "told"):
+        if case in ("forced", "verdict-text"):
             assert not any("contrast" in each.ranks for each in ranked(step)) and "the contrast" not in said
     assert lost or case in ("forced", "a mask", "lowered")
     assert reading(record)

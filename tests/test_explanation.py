@@ -19,11 +19,11 @@ from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
 from safecode_trt.policy import PLAIN, Policy, make_policy
 from safecode_trt.policy.base import Context, Plan, PromptEdit
 from safecode_trt.runtime import Engine, Message, Reply
-from safecode_trt.runtime.aside import first_logits, prefill_again
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.explanation import CLAUSE_TOKENS, presentable, refuses
 from safecode_trt.runtime.judges import JudgeConfig, make_judge
-from safecode_trt.runtime.judges.base import Judge
+from safecode_trt.runtime.judges.judge import Judge
+from safecode_trt.runtime.side_queries import first_logits, prefill_again
 from tests.null_bundle import write_null_bundle
 from tests.null_engine import Spoiling
 

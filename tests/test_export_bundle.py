@@ -184,7 +184,7 @@ def test_what_transformers_cannot_read_is_not_said_of_the_output(
     def broken(*arguments: object) -> None:
         raise OSError("there is no file that it wants\nand more")
 
-    monkeypatch.setattr("safecode_trt.export.model.TransformersModel", broken)
+    monkeypatch.setattr("safecode_trt.export.reference_model.TransformersModel", broken)
     with pytest.raises(
         CheckpointError, match=r"transformers cannot read .*: there is no file that it wants$"
     ):

@@ -29,8 +29,8 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnx_ir")
 
 from safecode_trt.export.checkpoint import Checkpoint  # noqa: E402
-from safecode_trt.export.config import ExportConfig, WeightConfig  # noqa: E402
 from safecode_trt.export.decoder import write_decoder  # noqa: E402
+from safecode_trt.export.export_config import ExportConfig, WeightConfig  # noqa: E402
 from safecode_trt.export.package import geometry as geometry_of  # noqa: E402
 
 PROMPT = np.array([1, 40, 77, 91, 120, 133, 60, 250, 18, 200, 31], np.int64)
@@ -267,7 +267,7 @@ def test_writing_a_decoder_loads_no_torch(tiny_checkpoint: Path, tmp_path: Path)
 import sys
 from pathlib import Path
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import ExportConfig
+from safecode_trt.export.export_config import ExportConfig
 from safecode_trt.export.decoder import write_decoder
 from safecode_trt.export.package import geometry
 from safecode_trt.models import load_spec

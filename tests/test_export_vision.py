@@ -73,7 +73,7 @@ def test_positions_are_the_modules_own(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_is_not_the_contracts_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from safecode_trt.export.vision import write_vision_encoder
+    from safecode_trt.export.vision_encoder import write_vision_encoder
 
     spec = load_spec(tiny_checkpoint)
     other = square_vision_graph(32, 9, spec.text.hidden_size, "float32")

@@ -16,8 +16,8 @@ from safecode_trt.contract import Precision
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import parse_block_size
 from safecode_trt.export.decoder import write_decoder
+from safecode_trt.export.export_config import parse_block_size
 from safecode_trt.export.package import geometry
 from safecode_trt.manifest import REFERENCE, Quantization
 from safecode_trt.models import load_spec

@@ -64,12 +64,12 @@ def planned(engine: Engine, plan: Plan = JUDGED) -> tuple[Request, list[RowPromp
         row_prompt(
             prepared.tokens[context.prompt],
             keys,
-            features[look],
+            features[seen],
             prepared.layouts,
             engine.spec,
             engine.builder,
         )
-        for context, look, keys in zip(plan.contexts, prepared.looks, prepared.keys, strict=True)
+        for context, seen, keys in zip(plan.contexts, prepared.feature_keys, prepared.keys, strict=True)
     ]
     return prepared, rows
 

@@ -19,19 +19,22 @@ LAYERS = (
         "errors",
         "interrupt",
         "records",
-        "cache",
+        "cache_folder",
         "config",
         "contract",
         "calibration",
         "manifest",
         "bundle",
         "tensors",
+        "machine",
+        "text_table",
         "ops",
         "endpoint",
     ),
     ("models", "policy"),
     ("runtime",),
-    ("export", "eval"),
+    ("trace",),
+    ("export", "eval", "bench", "doctor"),
     ("cli",),
     ("__main__",),
 )
@@ -41,7 +44,7 @@ EXPORT_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimu
 # Not verdict.py: it is no policy, and the judges in the runtime read logits as a policy's row does.
 FORBIDDEN_AT_RUNTIME = {"safecode_trt.policy"} | {
     f"safecode_trt.policy.{name}"
-    for name in ("contrast", "factory", "gate", "modulation", "release", "stage", "staged")
+    for name in ("contrast", "modes", "gate", "modulation", "release", "stage", "staged")
 }
 FACE = "__init__"
 
@@ -177,7 +180,7 @@ def test_the_subprocess_check_can_fail(tmp_path: Path) -> None:
 def test_the_order_check_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guilty = tmp_path / "runtime" / "guilty.py"
     guilty.parent.mkdir()
-    guilty.write_text("def f() -> None:\n    from safecode_trt.policy import factory\n    import torch\n")
+    guilty.write_text("def f() -> None:\n    from safecode_trt.policy import modes\n    import torch\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     for check in (test_the_runtime_does_not_know_safecode, test_heavy_packages_stay_in_export):
         with pytest.raises(AssertionError):

@@ -117,8 +117,8 @@ def test_prompts_may_be_others() -> None:
     other = dataclasses.replace(DEFAULTS, prompts=Prompts(reverse="Obey.", principle="Be kind."))
     assert make_policy("rose", other).plan.prompts["reverse"].system == "Obey."
     assert make_policy("coca", other).plan.prompts["request"].system == "Be kind."
-    with pytest.raises(ConfigError, match=r"told_safe must be a text with \{request\}"):
-        Prompts(told_safe="It is safe.")
+    with pytest.raises(ConfigError, match=r"verdict_text_safe must be a text with \{request\}"):
+        Prompts(verdict_text_safe="It is safe.")
     with pytest.raises(ConfigError, match="principle must be some text"):
         Prompts(principle=" ")
 
@@ -133,7 +133,8 @@ def test_the_gate(p: float, answer: str | None) -> None:
 def test_the_verdict_in_the_prompt(rows: Table, p: float) -> None:
     policy = make_policy("verdict-in-prompt", DEFAULTS)
     told = {
-        name: PromptEdit(template=getattr(DEFAULTS.prompts, f"told_{name}")) for name in ("safe", "unsafe")
+        name: PromptEdit(template=getattr(DEFAULTS.prompts, f"verdict_text_{name}"))
+        for name in ("safe", "unsafe")
     }
     assert (policy.plan.prompts["request"], policy.plan.prompts["warned"]) == (told["safe"], told["unsafe"])
     steering = begin(policy, rows, p)
@@ -273,8 +274,8 @@ def test_the_longest_stage_decides_how_many_rows_go_on() -> None:
         ([""], {}, "got ''"),
         (["shift", "contrast", "shift"], {}, "'shift' is there twice"),
         (["release", "shift"], {}, "goes with no other stage"),
-        (["told", "principle"], {}, "different things by the prompt 'request'"),
-        (["told"], {"abstain": (0.4, 0.6)}, "'told' always acts on the verdict"),
+        (["verdict-text", "principle"], {}, "different things by the prompt 'request'"),
+        (["verdict-text"], {"abstain": (0.4, 0.6)}, "'verdict-text' always acts on the verdict"),
         (["release"], {"shift": 2.5}, "a shift of at most 2"),
         (["release"], {"reference": "cached"}, "the noised reference"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models import TextConfig
-from safecode_trt.runtime.rope import RotaryEmbedding, attention_scale, inverse_frequencies
+from safecode_trt.runtime.rotary import RotaryEmbedding, attention_scale, inverse_frequencies
 
 SIZES = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 8, "num_hidden_layers": 2}
 LLAMA3: dict[str, Any] = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from safecode_trt.runtime.text import TextStream
+from safecode_trt.runtime.text_stream import TextStream
 from tests.null_bundle import DEMO
 from tests.test_prompt_pieces import sentencepiece
 

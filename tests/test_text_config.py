@@ -9,7 +9,7 @@ import pytest
 
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models import TextConfig
-from safecode_trt.models.text import TEXT_TYPES
+from safecode_trt.models.text_config import TEXT_TYPES
 from tests.text_only import text_only
 
 # Text models that have no name of their own in transformers: the module and the class.
@@ -98,7 +98,7 @@ def test_a_file_without_a_model_type_is_what_the_family_says() -> None:
 )
 def test_windows(config: dict[str, Any], window: int | None) -> None:
     pytest.importorskip("onnx_ir")
-    from safecode_trt.export.config import ExportConfig
+    from safecode_trt.export.export_config import ExportConfig
     from safecode_trt.export.package import geometry
 
     text = TextConfig.from_config(config, tie_word_embeddings=False)

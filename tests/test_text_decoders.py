@@ -17,7 +17,7 @@ from safecode_trt.models import ModelSpec, TextConfig, WeightNames
 from safecode_trt.models.spec import read_json
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
-from safecode_trt.runtime.rope import RotaryEmbedding
+from safecode_trt.runtime.rotary import RotaryEmbedding
 from tests.decoder_runner import DecoderRunner, greedy, prefill
 from tests.text_only import text_only
 
@@ -27,8 +27,8 @@ pytest.importorskip("onnx_ir")
 
 from safecode_trt.export.agreement import measure_agreement  # noqa: E402
 from safecode_trt.export.checkpoint import Checkpoint  # noqa: E402
-from safecode_trt.export.config import ExportConfig  # noqa: E402
 from safecode_trt.export.decoder import write_decoder  # noqa: E402
+from safecode_trt.export.export_config import ExportConfig  # noqa: E402
 from safecode_trt.export.package import geometry  # noqa: E402
 
 PROMPT = np.array([1, 40, 77, 91, 120, 133, 60, 150, 18, 199, 31], np.int64)

@@ -21,10 +21,10 @@ from tokenizers import Tokenizer, decoders, models
 from safecode_trt.cli.explain import _find
 from safecode_trt.config import MODES
 from safecode_trt.errors import ConfigError, TraceError
-from safecode_trt.eval.explain import step_reading
 from safecode_trt.runtime.picture_file import PictureStore, read_picture
-from safecode_trt.runtime.record import ReplyRecord, token_text
-from safecode_trt.runtime.record_file import BadLine, RecordFile, read_records
+from safecode_trt.trace.reading import step_reading
+from safecode_trt.trace.record_file import BadLine, RecordFile, read_records
+from safecode_trt.trace.reply_record import ReplyRecord, token_text
 from tests.cli_runner import ASK, ROOT, call, fails
 from tests.null_bundle import write_null_bundle
 from tests.recorded import RECORD, SAFE, record, step

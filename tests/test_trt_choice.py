@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
+from safecode_trt.bench.meter import MeteredSession
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import BackendError
-from safecode_trt.eval.meter import MeteredSession
 from safecode_trt.ops import cuda as device_step
 from safecode_trt.ops.fused import FusedChoice, FusedStep
 from safecode_trt.runtime.backends.trt_logits import Chooser, DeviceLogits

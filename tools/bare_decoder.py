@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt.bench.timing import Case, Rounds, Spread, interleaved, lasting
+from safecode_trt.bench.workload import VISIBLE_KEYS
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import MASKED
-from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved, lasting
-from safecode_trt.eval.workload import VISIBLE_KEYS
 from safecode_trt.manifest import DECODER
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.backends.host_cache import capacity_for
 from safecode_trt.runtime.backends.ort import open_graph
-from safecode_trt.runtime.rope import RotaryEmbedding
+from safecode_trt.runtime.rotary import RotaryEmbedding
 
 __all__ = [
     "BreakEven",

@@ -26,16 +26,16 @@ from operator_profile import ROWS, Profile, operator_profile
 from process_figures import ProcessFigures, process_figures
 from random_families import family
 from random_tokenizer import RANDOM_REQUEST, RANDOM_SAFECODE
+from safecode_trt.bench.bench_plot import plot_bench
+from safecode_trt.bench.bench_report import bench_tables, facts, milliseconds, times
+from safecode_trt.bench.bench_result import BenchResult
+from safecode_trt.bench.measure import REQUEST, TOKENS, bench_bundle
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.eval.bench import REQUEST, TOKENS, bench_bundle
-from safecode_trt.eval.bench_plot import plot_bench
-from safecode_trt.eval.bench_report import bench_tables, facts, milliseconds, times
-from safecode_trt.eval.bench_result import BenchResult
-from safecode_trt.eval.text_table import TextTable, markdown
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.records import to_dict
 from safecode_trt.runtime.prefill import PASS_COST
+from safecode_trt.text_table import TextTable, markdown
 
 ROOT = Path(os.path.relpath(Path(__file__).parents[1]))  # no machine's own paths in the reports
 BUILD = ROOT / "build"

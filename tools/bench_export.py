@@ -21,9 +21,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from safecode_trt.eval.bench_report import machine_line
-from safecode_trt.eval.machine import this_machine
-from safecode_trt.eval.text_table import TextTable, markdown
+from safecode_trt.bench.bench_report import machine_line
+from safecode_trt.machine import this_machine
+from safecode_trt.text_table import TextTable, markdown
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 PROGRAM = [sys.executable, "-c", "from safecode_trt.cli import main; main()"]
@@ -36,7 +36,7 @@ DECODER_CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.config import ExportConfig
+from safecode_trt.export.export_config import ExportConfig
 from safecode_trt.export.decoder import write_decoder
 from safecode_trt.export.package import geometry
 from safecode_trt.models import load_spec

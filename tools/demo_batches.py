@@ -29,7 +29,7 @@ from demo_rules import (
     say_caption,
     verdict_prompt,
 )
-from demo_world import OBJECTS, PLACES, SIZE, Scene, render_scene, second_object, training_places
+from drawn_world import OBJECTS, PLACES, SIZE, Scene, render_scene, second_object, training_places
 
 DECISIVE_WEIGHT = 2.5
 NOWHERE_SHARE = 0.4

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from demo_rules import REFUSAL_OPENERS, SAFE_WORD, UNSAFE_WORD, VERDICT_QUESTION, training_sentences
-from demo_world import SIZE
+from drawn_world import SIZE
 from make_random_checkpoint import write_json
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<end_of_utterance>"

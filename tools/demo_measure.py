@@ -13,7 +13,7 @@ from transformers import Idefics3ForConditionalGeneration, PreTrainedTokenizerFa
 from demo_batches import normalise
 from demo_checkpoint import ASSISTANT, IMAGE_PREFIX, IMAGE_TOKENS
 from demo_rules import SAFE_WORD, UNSAFE_WORD
-from demo_world import (
+from drawn_world import (
     CAPTION_QUESTION,
     Item,
     acceptable,
@@ -24,8 +24,8 @@ from demo_world import (
     verdict_prompt,
     well_formed,
 )
-from safecode_trt.eval.calibration import calibration_error
 from safecode_trt.eval.metrics import rate
+from safecode_trt.eval.reliability import calibration_error
 
 
 def image_features(model: Idefics3ForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:

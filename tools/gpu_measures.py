@@ -80,9 +80,9 @@ def speed(folder: Path) -> Iterator[Row]:
 
 
 def _speed_on(folder: Path, backend: Any, request: str, limit: float) -> Iterator[Row]:
+    from safecode_trt.bench.timing import Case, interleaved
+    from safecode_trt.bench.workload import Workload
     from safecode_trt.config import RuntimeConfig
-    from safecode_trt.eval.timing import Case, interleaved
-    from safecode_trt.eval.workload import Workload
     from safecode_trt.manifest import DECODER
     from safecode_trt.runtime import Engine
 

@@ -48,7 +48,7 @@ class Task:
 
 
 def doctor(task: Task) -> Iterator[Row]:
-    from safecode_trt.cli.findings import find
+    from safecode_trt.doctor.findings import find
     from safecode_trt.runtime.device import cuda_device
 
     for finding in find(cuda_device()):
@@ -144,7 +144,7 @@ def transformers_speed(task: Task) -> Iterator[Row]:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from safecode_trt.eval.workload import VISIBLE_KEYS
+    from safecode_trt.bench.workload import VISIBLE_KEYS
 
     if not torch.cuda.is_available():
         raise RuntimeError(f"torch {torch.__version__} has no CUDA")

@@ -18,7 +18,7 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.export.quantize import unpack_int4
 from safecode_trt.manifest import DECODER
 from safecode_trt.models import load_spec
-from safecode_trt.runtime.rope import RotaryEmbedding
+from safecode_trt.runtime.rotary import RotaryEmbedding
 
 __all__ = ["to_matmul_nbits", "write_gqa_decoder"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from demo_world import Item, caption, items, render
+from drawn_world import Item, caption, items, render
 
 ROOT = Path(__file__).parents[1]
 POOL = 600

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import demo_world
+import drawn_world
 from demo_rules import parse_request
-from demo_world import Item
-from safecode_trt.eval.calibration import calibration_error
+from drawn_world import Item
+from safecode_trt.eval.reliability import calibration_error
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.judges import JudgeConfig, make_judge
@@ -28,8 +28,8 @@ def measure(bundle: Path, split: str, count: int) -> None:
     refused = explained = named = named_before = 0
     with Engine.open(bundle) as engine:
         policy = make_policy("safecode", engine.bundle.manifest.safecode)
-        for item in demo_world.items(split, count):
-            picture = demo_world.render(item)
+        for item in drawn_world.items(split, count):
+            picture = drawn_world.render(item)
             reply = engine.generate(item.request, image=picture, policy=policy, explain=True)
             other = engine.generate(item.request, image=picture, policy=policy, judge=captioned)
             truth.append(item.unsafe)
@@ -53,7 +53,7 @@ def measure(bundle: Path, split: str, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--split", choices=demo_world.SPLITS, default="validation")
+    parser.add_argument("--split", choices=drawn_world.SPLITS, default="validation")
     parser.add_argument("--count", type=int, default=300)
     arguments = parser.parse_args()
     measure(arguments.bundle, arguments.split, arguments.count)

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from bare_decoder import BareDecoder, portable_feeds
+from safecode_trt.bench.workload import VISIBLE_KEYS
 from safecode_trt.bundle import Bundle
-from safecode_trt.eval.workload import VISIBLE_KEYS
 from safecode_trt.manifest import DECODER
 from safecode_trt.runtime.backends.host_cache import capacity_for
 

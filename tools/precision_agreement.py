@@ -18,10 +18,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-import demo_world
+import drawn_world
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.eval.text_table import TextTable, markdown
 from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
 from safecode_trt.export.package import special_tokens
 from safecode_trt.export.parity import Answer, answer_probes, compare
@@ -31,9 +30,10 @@ from safecode_trt.models import ModelSpec, load_spec
 from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.image import normalise, picture_views
+from safecode_trt.runtime.image_features import PictureInput
 from safecode_trt.runtime.prompt import Message, PromptBuilder
-from safecode_trt.runtime.vision import PictureInput
 from safecode_trt.tensors import map_tensors
+from safecode_trt.text_table import TextTable, markdown
 
 __all__ = ["answered", "parity"]
 
@@ -51,8 +51,8 @@ WAYS = {
 
 def _probes(spec: ModelSpec, count: int) -> Iterator[Probe]:
     prompts = PromptBuilder(DEMO, spec)
-    for item in demo_world.items("validation", count):
-        picture = demo_world.render(item)
+    for item in drawn_world.items("validation", count):
+        picture = drawn_world.render(item)
         layout = spec.layout(*picture.size)
         token_ids = prompts.encode([Message(role="user", text=item.request, images=1)], [layout])
         views = normalise(picture_views(picture, layout, spec.resample), spec)

@@ -13,7 +13,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from safecode_trt.eval.timing import Spread
+from safecode_trt.bench.timing import Spread
 from safecode_trt.records import loads, to_dict
 
 __all__ = ["ProcessFigures", "process_figures"]

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.errors import SafeCodeError
-from safecode_trt.eval.text_table import TextTable, markdown
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.quantize import dequantize, quantize
 from safecode_trt.manifest import Quantization
 from safecode_trt.models import load_spec
+from safecode_trt.text_table import TextTable, markdown
 
 Array = NDArray[np.float32]
 INPUTS, OUTPUTS, DRAWN = 1024, 512, 4

@@ -17,22 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from demo_sweep import PANELS, UNCALIBRATED, candidates, draw, errors, lines, sweep_arms
+from safecode_trt.bench.bench_report import machine_line
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
 from safecode_trt.eval.arms import Arm, make_arms
-from safecode_trt.eval.asking import Asking
-from safecode_trt.eval.bench_report import machine_line
 from safecode_trt.eval.benchmarks import read_benchmark
 from safecode_trt.eval.benchmarks.demo_world import CAPTIONS
-from safecode_trt.eval.calibration import calibration_error, fit_temperature, tempered
 from safecode_trt.eval.evaluate import Workers, answer_items
 from safecode_trt.eval.judging import Matcher, judge_results
-from safecode_trt.eval.machine import this_machine
+from safecode_trt.eval.reliability import calibration_error, fit_temperature, tempered
 from safecode_trt.eval.report_tables import percent
 from safecode_trt.eval.results import Result
+from safecode_trt.eval.runner import RunnerConfig
 from safecode_trt.eval.summary import ArmSummary, summarise_arms
-from safecode_trt.eval.text_table import TextTable, markdown
+from safecode_trt.machine import this_machine
 from safecode_trt.runtime.judges import JudgeConfig
+from safecode_trt.text_table import TextTable, markdown
 from write_demo_items import write_items
 
 SAMPLING = SamplingParams(max_new_tokens=32)
@@ -55,7 +55,9 @@ def measure(bundle: Path, work: Path, split: str, arms: Sequence[Arm], count: in
     """Answers the first items of a split in every arm; what is in `work` is not asked again."""
     found = read_benchmark("demo-world", work / "world", splits=[split])
     items = found.items[:count]
-    asking = Asking(bundle=bundle, arms=tuple(arms), sampling=SAMPLING, runtime=RuntimeConfig(threads=1))
+    config = RunnerConfig(
+        bundle=bundle, arms=tuple(arms), sampling=SAMPLING, runtime=RuntimeConfig(threads=1)
+    )
     began = time.monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -63,7 +65,7 @@ def measure(bundle: Path, work: Path, split: str, arms: Sequence[Arm], count: in
             left = (time.monotonic() - began) / done * (total - done)
             print(f"{split}: {done} of {total} answers, {left:.0f} s left", file=sys.stderr)
 
-    answers = answer_items(asking, items, work / split, workers=Workers(), progress=progress)
+    answers = answer_items(config, items, work / split, workers=Workers(), progress=progress)
     by_key = {item.key: item for item in items}
     matcher = Matcher(possible=found.possible)
     judged = judge_results(answers.results, by_key, matcher, kept=work / split / "judgements.jsonl")

@@ -22,7 +22,7 @@ from demo_batches import Mix, PatchBatch, TextBatch, patch_batch, text_batch
 from demo_card import model_card
 from demo_checkpoint import build_model, build_tokenizer, write_checkpoint
 from demo_measure import Reader, embed, image_features, measure
-from demo_world import OBJECTS, PLACES, items
+from drawn_world import OBJECTS, PLACES, items
 
 logger = logging.getLogger("train_demo")
 

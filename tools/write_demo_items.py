@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-import demo_world
-from demo_world import Item
+import drawn_world
+from drawn_world import Item
 from safecode_trt.eval.benchmarks.demo_world import ANSWERS, DemoLine
 from safecode_trt.records import to_dict
 
@@ -17,12 +17,12 @@ def write_items(folder: Path, split: str, count: int) -> None:
     pictures = folder / split
     pictures.mkdir(parents=True, exist_ok=True)
     lines = []
-    for item in demo_world.items(split, count):
+    for item in drawn_world.items(split, count):
         name = f"{split}/{item.index}.png"
-        demo_world.render(item).save(folder / name)
+        drawn_world.render(item).save(folder / name)
         lines.append(json.dumps(to_dict(demo_line(item, name))) + "\n")
     (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    answers = json.dumps(sorted(demo_world.possible_answers()), indent=1)
+    answers = json.dumps(sorted(drawn_world.possible_answers()), indent=1)
     (folder / ANSWERS).write_text(answers + "\n", encoding="utf-8")
 
 
@@ -33,15 +33,15 @@ def demo_line(item: Item, picture: str) -> DemoLine:
         request=item.request,
         unsafe=item.unsafe,
         category="words mislead" if item.text_prior_wrong else "words agree",
-        caption_request=demo_world.CAPTION_QUESTION,
-        caption=demo_world.caption(item),
+        caption_request=drawn_world.CAPTION_QUESTION,
+        caption=drawn_world.caption(item),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--split", choices=demo_world.SPLITS, default="test")
+    parser.add_argument("--split", choices=drawn_world.SPLITS, default="test")
     parser.add_argument("--count", type=int, default=600)
     arguments = parser.parse_args()
     write_items(arguments.folder, arguments.split, arguments.count)

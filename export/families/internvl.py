@@ -11,8 +11,8 @@ from transformers import InternVLConfig
 from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector, InternVLVisionModel
 
 from safecode_trt.export.checkpoint import Checkpoint
+from safecode_trt.export.families.clip_tower import loaded
 from safecode_trt.export.families.llava import model_inputs
-from safecode_trt.export.families.tower import loaded
 
 __all__ = ["VisionEncoder", "image_features", "model_inputs", "vision_encoder"]
 

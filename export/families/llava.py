@@ -13,7 +13,7 @@ from transformers import LlavaConfig
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from safecode_trt.export.checkpoint import Checkpoint
-from safecode_trt.export.families.tower import TowerEncoder, loaded
+from safecode_trt.export.families.clip_tower import TowerEncoder, loaded
 from safecode_trt.export.probes import Probe
 from safecode_trt.models import ModelSpec
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safecode_trt.bundle import Bundle, file_entry
-from safecode_trt.cache import cache_folder
+from safecode_trt.cache_folder import cache_folder
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.manifest import DECODER, VISION_ENCODER, FileEntry
 from safecode_trt.records import loads, to_dict

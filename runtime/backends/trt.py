@@ -19,14 +19,14 @@ from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER, EngineEntry
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.device_cache import DeviceCache
-from safecode_trt.runtime.backends.mirror import ALIGNMENT
+from safecode_trt.runtime.backends.staging_buffer import ALIGNMENT
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.backends.trt_decoder import TrtDecoder, chunks
 from safecode_trt.runtime.backends.trt_engine import TrtEngine
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary, choose_library
 from safecode_trt.runtime.backends.trt_logits import Chooser, DeviceLogits
 from safecode_trt.runtime.backends.trt_vision import TrtVision
-from safecode_trt.runtime.engines import engine_spec
+from safecode_trt.runtime.engine_choice import engine_spec
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, StepLogits
 
 __all__ = ["TrtSession"]

@@ -20,7 +20,7 @@ from safecode_trt.errors import BackendError
 from safecode_trt.manifest import EngineProfile
 from safecode_trt.runtime.backends.cuda_stream import Buffer, CudaStream, StepGraph
 from safecode_trt.runtime.backends.device_cache import DeviceCache
-from safecode_trt.runtime.backends.mirror import Mirror
+from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
 from safecode_trt.runtime.backends.trt_engine import Execution, TrtEngine, choose_profile
 from safecode_trt.runtime.session import DecoderFeeds
 
@@ -77,7 +77,7 @@ class TrtDecoder:
         self._geometry, self._stream, self._memory = geometry, stream, memory
         self._scratch, self._self_capturing = scratch, self_capturing
         self._types = {tensor.name: tensor.dtype for tensor in graph.inputs}
-        self._inputs, self.logits = Mirror(stream), Mirror(stream)
+        self._inputs, self.logits = StagingBuffer(stream), StagingBuffer(stream)
         self._executions: dict[int, Execution] = {}
         self._steps: OrderedDict[Hashable, _Step] = OrderedDict()
         self._capturable = not self_capturing

@@ -12,7 +12,7 @@ from safecode_trt.errors import BackendError
 from safecode_trt.ops.cuda import DeviceStep
 from safecode_trt.ops.fused import FusedChoice, FusedStep, why_not_fused
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
-from safecode_trt.runtime.backends.mirror import Mirror
+from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
 
 __all__ = ["Chooser", "DeviceLogits"]
 
@@ -55,19 +55,19 @@ class Chooser:
 
 
 class DeviceLogits:
-    """Implements `StepLogits` for the last pass, whose logits (C, V) are in `mirror` on the device."""
+    """Implements `StepLogits` for the last pass, whose logits (C, V) are in `staging` on the device."""
 
-    def __init__(self, mirror: Mirror, stream: CudaStream, chooser: Chooser) -> None:
-        self._mirror, self._stream, self._chooser = mirror, stream, chooser
+    def __init__(self, staging: StagingBuffer, stream: CudaStream, chooser: Chooser) -> None:
+        self._staging, self._stream, self._chooser = staging, stream, chooser
 
     def fetch(self) -> NDArray[np.float32]:
         """The logits in locked memory."""
-        self._mirror.download()
+        self._staging.download()
         self._stream.synchronize()
-        logits: NDArray[Any] = self._mirror.host["logits"]
+        logits: NDArray[Any] = self._staging.host["logits"]
         return logits
 
     def choose(self, step: FusedStep, uniform: float) -> FusedChoice | None:
         """A token by the kernels; see `StepLogits.choose`."""
-        rows = len(self._mirror.host["logits"])
-        return self._chooser.choose(self._mirror.addresses()["logits"], rows, step, uniform)
+        rows = len(self._staging.host["logits"])
+        return self._chooser.choose(self._staging.addresses()["logits"], rows, step, uniform)

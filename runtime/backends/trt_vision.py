@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safecode_trt.contract import GraphSpec
 from safecode_trt.manifest import EngineProfile
 from safecode_trt.runtime.backends.cuda_stream import Buffer, CudaStream
-from safecode_trt.runtime.backends.mirror import Mirror
+from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
 from safecode_trt.runtime.backends.trt_engine import TrtEngine, choose_profile
 
 __all__ = ["TrtVision"]
@@ -30,7 +30,7 @@ class TrtVision:
     ) -> None:
         self._graph, self._profiles, self._stream = graph, profiles, stream
         self._types = {tensor.name: tensor.dtype for tensor in graph.inputs}
-        self._inputs, self._outputs = Mirror(stream), Mirror(stream)
+        self._inputs, self._outputs = StagingBuffer(stream), StagingBuffer(stream)
         self._execution = engine.execution(0, memory)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

@@ -9,7 +9,7 @@ from typing import Literal
 from safecode_trt.errors import SteeringError
 from safecode_trt.policy.base import Verdict
 from safecode_trt.runtime.clock import LateError
-from safecode_trt.runtime.judges.base import Case, Judge
+from safecode_trt.runtime.judges.judge import Case, Judge
 
 __all__ = ["EnsembleJudge", "Rule"]
 

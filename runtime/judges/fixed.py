@@ -10,7 +10,7 @@ from pathlib import Path
 from safecode_trt.errors import ConfigError, SteeringError
 from safecode_trt.policy.base import Verdict
 from safecode_trt.records import loads
-from safecode_trt.runtime.judges.base import Case, case_key
+from safecode_trt.runtime.judges.judge import Case, case_key
 
 __all__ = ["ConstantJudge", "FileJudge", "VerdictLine", "file_digest", "read_verdicts"]
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safecode_trt.errors import PromptError, SteeringError
 from safecode_trt.policy.base import Verdict
 from safecode_trt.policy.verdict import read_verdict
-from safecode_trt.runtime.aside import first_logits, short_answer
-from safecode_trt.runtime.judges.base import Case
+from safecode_trt.runtime.judges.judge import Case
 from safecode_trt.runtime.prompt import Message
+from safecode_trt.runtime.side_queries import first_logits, short_answer
 
 __all__ = ["CAPTION_TOKENS", "SelfCaptionJudge", "SelfJudge"]
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safecode_trt.endpoint import Answer, Endpoint, Question
 from safecode_trt.errors import EndpointError, SteeringError
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime.judges.base import Case
+from safecode_trt.runtime.judges.judge import Case
 
 __all__ = ["EndpointJudge", "read_word"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import DRAWING, FOLDER, as_json, engine_options
-from safecode_trt.cli.text_table import shown
+from safecode_trt.cli.options import DRAWING, PATH, as_json, engine_options
+from safecode_trt.cli.tables import shown
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import ConfigError
 
@@ -23,7 +23,7 @@ def _counts(context: click.Context, option: click.Parameter, value: str) -> tupl
 
 
 @click.command("bench", short_help="Measure a bundle on this machine.")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Rounds; more are steadier."
 )
@@ -48,12 +48,12 @@ def command(
       safecode-trt bench build/demo-bundle
       safecode-trt bench build/demo-bundle --tokens 32 --plot bench.png
     """
-    from safecode_trt.eval.bench import bench_bundle
-    from safecode_trt.eval.bench_report import bench_tables, facts
+    from safecode_trt.bench.bench_report import bench_tables, facts
+    from safecode_trt.bench.measure import bench_bundle
 
     if plot:
         # Before the measurement: it would be a pity to miss matplotlib only afterwards.
-        from safecode_trt.eval.bench_plot import plot_bench
+        from safecode_trt.bench.bench_plot import plot_bench
     with console.progress() as progress:
         result = bench_bundle(
             bundle, runtime=runtime, repeats=repeats, tokens=tokens, progress=progress, note=console.note

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER
+from safecode_trt.cli.options import PATH
 from safecode_trt.manifest import FLAVOURS
 
 __all__ = ["command"]
 
 
 @click.command("build", short_help="Make TensorRT engines of a bundle.")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--flavour",
     type=click.Choice(FLAVOURS),
@@ -46,7 +46,7 @@ __all__ = ["command"]
     type=int,
     help="The most memory that kernels may take: by default all that the GPU has.",
 )
-@click.option("--timing-cache", type=FOLDER, help="File of measurements, read and written; tensorrt only.")
+@click.option("--timing-cache", type=PATH, help="File of measurements, read and written; tensorrt only.")
 def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> None:
     """Make TensorRT engines of BUNDLE's graphs and enter them in its manifest.
 

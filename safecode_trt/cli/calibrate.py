@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import DRAWING, FOLDER, as_json, engine_options
+from safecode_trt.cli.options import DRAWING, PATH, as_json, engine_options
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import ConfigError
 
@@ -24,7 +24,7 @@ __all__ = ["command"]
 
 
 @click.command("calibrate", short_help="Fit the judge's temperature and threshold.")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.option("--items", required=True, metavar="ITEMS", help="Labelled items to fit to.")
 @click.option("--held-out", metavar="ITEMS", help="Others, on which the fit is measured and not made.")
 @click.option("--plot", type=DRAWING, metavar="FILE", help="Draw the curves into FILE (.png, .svg, .pdf).")
@@ -85,7 +85,7 @@ def _check_targets(bundle: Path, plot: Path | None, dry_run: bool) -> None:
 
 
 def _draw(outcome: Outcome, plot: Path) -> None:
-    from safecode_trt.eval.calibration_plot import plot_reliability
+    from safecode_trt.eval.reliability_plot import plot_reliability
 
     try:
         plot_reliability(list(outcome.curves().items()), plot)

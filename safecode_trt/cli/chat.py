@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.asking import Asker, Asking, asking_options, summary
-from safecode_trt.cli.options import FOLDER
+from safecode_trt.cli.options import PATH
+from safecode_trt.cli.reply_session import ReplyOptions, ReplySession, reply_options, summary
 from safecode_trt.config import MODES
 from safecode_trt.errors import ConfigError, PromptError, SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Message
     from safecode_trt.runtime.picture_file import PictureFile
-    from safecode_trt.runtime.record import ReplyRecord
+    from safecode_trt.trace.reply_record import ReplyRecord
 
 __all__ = ["command"]
 
@@ -33,7 +33,7 @@ HELP = """/image PATH  show a picture with the next message, beside those before
 class Conversation:
     """What has been said and shown: the messages show the first pictures, the next message the rest."""
 
-    asker: Asker
+    session: ReplySession
     pictures: list[PictureFile] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
@@ -46,7 +46,7 @@ class Conversation:
         """
         from safecode_trt.runtime.picture_file import read_picture
 
-        spec = self.asker.engine.spec
+        spec = self.session.engine.spec
         if spec.max_pictures is not None and len(self.pictures) >= spec.max_pictures:
             most = "1 picture" if spec.max_pictures == 1 else f"{spec.max_pictures} pictures"
             raise PromptError(
@@ -62,8 +62,8 @@ class Conversation:
         """
         if mode not in MODES:
             raise ConfigError(f"no mode {mode!r}; expected one of {', '.join(MODES)}")
-        replaced = self.asker.choice.stages is not None
-        self.asker.choose(replace(self.asker.choice, mode=mode, stages=None))
+        replaced = self.session.choice.stages is not None
+        self.session.choose(replace(self.session.choice, mode=mode, stages=None))
         console.note(f"mode {mode}, without the stages of --policy" if replaced else f"mode {mode}")
 
     def reply(self, text: str) -> ReplyRecord:
@@ -72,16 +72,16 @@ class Conversation:
 
         shown = sum(message.images for message in self.messages)
         asked = Message(role="user", text=text, images=len(self.pictures) - shown)
-        record = self.asker.ask([*self.messages, asked], self.pictures, show=True)
+        record = self.session.ask([*self.messages, asked], self.pictures, show=True)
         self.messages += [asked, Message(role="assistant", text=record.text)]
         return record
 
 
 @click.command("chat", short_help="Talk about pictures.")
-@click.argument("bundle", type=FOLDER)
-@click.option("--image", "images", type=FOLDER, multiple=True, help="A picture to talk about; repeatable.")
-@asking_options
-def command(bundle: Path, images: tuple[Path, ...], asking: Asking) -> None:
+@click.argument("bundle", type=PATH)
+@click.option("--image", "images", type=PATH, multiple=True, help="A picture to talk about; repeatable.")
+@reply_options
+def command(bundle: Path, images: tuple[Path, ...], options: ReplyOptions) -> None:
     """Talk with BUNDLE about pictures; /help lists the commands.
 
     Ctrl-C stops a reply, and leaves when there is none.
@@ -90,8 +90,8 @@ def command(bundle: Path, images: tuple[Path, ...], asking: Asking) -> None:
     Example:
       safecode-trt chat build/demo-bundle --image examples/socket.png
     """
-    with asking.open(bundle) as asker:
-        talk = Conversation(asker=asker)
+    with options.open(bundle) as session:
+        talk = Conversation(session=session)
         for path in images:
             talk.show(path)
         while (line := _read_line()) is not None:

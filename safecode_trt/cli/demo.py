@@ -10,14 +10,14 @@ import click
 
 from safecode_trt import __version__
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json, engine_options
+from safecode_trt.cli.options import PATH, as_json, engine_options
 from safecode_trt.config import RuntimeConfig, SamplingParams
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from safecode_trt.eval.demo import Answered
+    from safecode_trt.eval.demo_scenes import Answered
 
 __all__ = ["command"]
 
@@ -26,10 +26,10 @@ SAMPLING = SamplingParams(max_new_tokens=32)
 
 
 @click.command("demo", short_help="Eight scenes, answered in both modes.")
-@click.argument("bundle", type=FOLDER, default=Path("build/demo-bundle"))
+@click.argument("bundle", type=PATH, default=Path("build/demo-bundle"))
 @click.option(
     "--report",
-    type=FOLDER,
+    type=PATH,
     default=Path("build/demo-report.html"),
     show_default=True,
     help="Where the page with pictures and charts goes.",
@@ -44,8 +44,8 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
       safecode-trt demo build/demo-bundle
     """
     from safecode_trt.errors import BundleError, ConfigError
-    from safecode_trt.eval.demo import answer_scenes
     from safecode_trt.eval.demo_report import demo_report
+    from safecode_trt.eval.demo_scenes import answer_scenes
     from safecode_trt.runtime import Engine
 
     if not bundle.is_dir():

@@ -17,12 +17,12 @@ import click
 
 from safecode_trt import __version__
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json
+from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.config import Backend, RuntimeConfig, SamplingParams
 from safecode_trt.errors import BackendError, SafeCodeError
 
 if TYPE_CHECKING:
-    from safecode_trt.cli.findings import Finding
+    from safecode_trt.doctor.findings import Finding
     from safecode_trt.runtime.device import CudaDevice
 
 __all__ = ["command"]
@@ -31,7 +31,7 @@ BUNDLE, INDENT = "bundle", 8
 
 
 @click.command("doctor", short_help="Check what this machine can run.")
-@click.argument("bundle", type=FOLDER, required=False)
+@click.argument("bundle", type=PATH, required=False)
 @as_json
 def command(bundle: Path | None, as_json: bool) -> None:
     """Execute a small decoder on every backend, and BUNDLE on those that work.
@@ -42,7 +42,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
     Example:
       safecode-trt doctor build/demo-bundle
     """
-    from safecode_trt.cli.findings import find
+    from safecode_trt.doctor.findings import find
 
     gpu, trouble = _gpu()
     findings = list(find(gpu))
@@ -117,7 +117,7 @@ def _memory() -> str:
 def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> Finding:
     """One token of the bundle on every backend that works here."""
     from safecode_trt.bundle import Bundle
-    from safecode_trt.cli.findings import Finding
+    from safecode_trt.doctor.findings import Finding
     from safecode_trt.runtime.backends.auto import ORDER
 
     try:

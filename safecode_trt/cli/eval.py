@@ -13,7 +13,7 @@ import click
 from safecode_trt.cli import console
 from safecode_trt.cli.eval_options import answer_options, judging_options, names, worker_options
 from safecode_trt.cli.judge_options import judge_options
-from safecode_trt.cli.options import FOLDER, as_json, engine_options, sampling_options
+from safecode_trt.cli.options import PATH, as_json, engine_options, sampling_options
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ __all__ = ["command"]
     "eval",
     short_help="Answer and judge a benchmark of safety.",
 )
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--benchmark", required=True, metavar="NAME", help="Such as mssbench; docs/evaluation.md lists them."
 )
 @click.option(
     "--data",
-    type=FOLDER,
+    type=PATH,
     required=True,
     metavar="FOLDER",
     help="The benchmark's files, as its authors lay them out.",
@@ -54,7 +54,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--output",
-    type=FOLDER,
+    type=PATH,
     required=True,
     metavar="FOLDER",
     help="Results and report; what is there is not asked again.",
@@ -97,7 +97,6 @@ def command(
     """
     from safecode_trt.bundle import Bundle
     from safecode_trt.eval.arms import make_arms
-    from safecode_trt.eval.asking import Asking
     from safecode_trt.eval.benchmarks import (
         BENCHMARKS,
         RUBRICS,
@@ -110,6 +109,7 @@ def command(
     from safecode_trt.eval.labels import export_labels as write_labels
     from safecode_trt.eval.pipeline import Part, judge_answers, write_report
     from safecode_trt.eval.results import Shard
+    from safecode_trt.eval.runner import RunnerConfig
 
     words = load_templates(templates) if templates else {**TEMPLATES, **RUBRICS}
     found = read_benchmark(benchmark, data, splits=split, templates=words, allow_missing=allow_missing)
@@ -121,7 +121,7 @@ def command(
         shard=one,
     )
     defaults = Bundle.open(bundle, check_hashes=False).manifest.safecode
-    asking = Asking(
+    config = RunnerConfig(
         bundle=bundle,
         arms=make_arms(cast("tuple[Mode, ...]", modes), ablate=ablate, defaults=defaults, judge=judge),
         sampling=sampling,
@@ -135,7 +135,7 @@ def command(
     try:
         with console.progress() as progress:
             answers = answer_items(
-                asking,
+                config,
                 part.items,
                 output,
                 workers=workers,
@@ -157,7 +157,7 @@ def command(
             f"stopped; every finished answer is kept in {output}, and the same command goes on from there"
         )
         raise click.Abort from None
-    summary = write_report(asking, part, answers, said_by, judged, output, command=_command())
+    summary = write_report(config, part, answers, said_by, judged, output, command=_command())
     if as_json:
         from safecode_trt.records import to_dict
 
@@ -178,7 +178,7 @@ def _command() -> str:
 
 
 def _show(summary: Summary, output: Path) -> None:
-    from safecode_trt.cli.text_table import shown
+    from safecode_trt.cli.tables import shown
     from safecode_trt.eval.report import findings, warnings
     from safecode_trt.eval.report_tables import short_table
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.cli.options import FOLDER
+from safecode_trt.cli.options import PATH
 from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ ANSWERS: tuple[Option, ...] = (
     ),
     click.option(
         "--merge",
-        type=FOLDER,
+        type=PATH,
         multiple=True,
         metavar="FILE",
         help="Add the results of another machine; repeatable.",
@@ -51,7 +51,7 @@ ANSWERS: tuple[Option, ...] = (
         "--allow-missing", is_flag=True, help="Leave out items whose picture is missing, and count them."
     ),
     click.option(
-        "--templates", type=FOLDER, metavar="FILE", help="Words around requests and answers, as JSON."
+        "--templates", type=PATH, metavar="FILE", help="Words around requests and answers, as JSON."
     ),
     click.option(
         "--system",
@@ -61,7 +61,7 @@ ANSWERS: tuple[Option, ...] = (
     ),
     click.option(
         "--export-labels",
-        type=FOLDER,
+        type=PATH,
         metavar="FILE",
         help="Write the answers as a table for people to label.",
     ),
@@ -75,17 +75,17 @@ JUDGING: tuple[Option, ...] = (
         help="Who says what an answer does.",
     ),
     click.option(
-        "--answer-refusals", type=FOLDER, metavar="FILE", help="Another list for the matcher, as JSON."
+        "--answer-refusals", type=PATH, metavar="FILE", help="Another list for the matcher, as JSON."
     ),
     click.option(
         "--answer-endpoint", metavar="URL#MODEL", help="rubric-endpoint: an OpenAI-compatible address."
     ),
     click.option(
-        "--answer-bundle", type=FOLDER, metavar="BUNDLE", help="rubric-bundle: the model that judges."
+        "--answer-bundle", type=PATH, metavar="BUNDLE", help="rubric-bundle: the model that judges."
     ),
     click.option(
         "--labels",
-        type=FOLDER,
+        type=PATH,
         metavar="FILE",
         help="human-csv: the table with labels.",
     ),

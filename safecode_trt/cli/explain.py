@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.asking import summary
-from safecode_trt.cli.options import DRAWING, FOLDER, as_json
+from safecode_trt.cli.options import DRAWING, PATH, as_json
+from safecode_trt.cli.reply_session import summary
 from safecode_trt.errors import ConfigError, TraceError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from safecode_trt.policy.base import Verdict
-    from safecode_trt.runtime.record import RecordedStep, ReplyRecord
-    from safecode_trt.runtime.record_file import BadLine
+    from safecode_trt.trace.record_file import BadLine
+    from safecode_trt.trace.reply_record import RecordedStep, ReplyRecord
 
 __all__ = ["command"]
 
@@ -26,7 +26,7 @@ TOKEN = 20
 
 
 @click.command("explain", short_help="Show why a reply became what it is.")
-@click.argument("trace", type=FOLDER)
+@click.argument("trace", type=PATH)
 @click.option("--reply", "wanted", type=click.IntRange(min=1), help="Which one; the last by default.")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=6, show_default=True, help="At most so many steps."
@@ -46,10 +46,10 @@ def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as
       safecode-trt explain t.jsonl
       safecode-trt explain t.jsonl --reply 1 --output picture.png
     """
-    from safecode_trt.eval.explain import reading
+    from safecode_trt.trace.reading import reading
 
     if output:
-        from safecode_trt.eval.explain_plot import plot_reply  # before anything is shown, it may be missing
+        from safecode_trt.trace.reply_plot import plot_reply  # before anything is shown, it may be missing
     record, number, count = _find(trace, wanted)
     if output:
         try:
@@ -65,7 +65,7 @@ def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as
 
 def _find(trace: Path, wanted: int | None) -> tuple[ReplyRecord, int, int]:
     """The wanted reply, its number and how many there are; lines that are none are mentioned."""
-    from safecode_trt.runtime.record_file import BadLine, read_records
+    from safecode_trt.trace.record_file import BadLine, read_records
 
     found, count = None, 0
     bad: list[BadLine] = []
@@ -89,7 +89,7 @@ def _find(trace: Path, wanted: int | None) -> tuple[ReplyRecord, int, int]:
 
 
 def _print(record: ReplyRecord, most: int, number: str) -> None:
-    from safecode_trt.eval.explain import step_reading
+    from safecode_trt.trace.reading import step_reading
 
     output = console.stdout()
     output.print(_facts(record, number))
@@ -107,7 +107,7 @@ def _print(record: ReplyRecord, most: int, number: str) -> None:
 def _facts(record: ReplyRecord, number: str) -> Table:
     from rich.table import Table
 
-    from safecode_trt.eval.explain import reading
+    from safecode_trt.trace.reading import reading
 
     asked = record.messages[-1].text if record.messages else ""
     facts = {
@@ -131,7 +131,7 @@ def _facts(record: ReplyRecord, number: str) -> Table:
 
 def scale(verdict: Verdict) -> str:
     """The verdict between 0 and 1, with its threshold."""
-    from safecode_trt.eval.explain import judged
+    from safecode_trt.trace.reading import judged
 
     line = ["-"] * (SCALE + 1)
     line[round(verdict.threshold * SCALE)] = "|"
@@ -144,7 +144,7 @@ def scale(verdict: Verdict) -> str:
 def _step_table(step: RecordedStep) -> Table:
     from rich.table import Table
 
-    from safecode_trt.eval.explain import STAGES, ranked, shown_text
+    from safecode_trt.trace.reading import STAGES, ranked, shown_text
 
     seen = ranked(step)
     stages = [stage for stage in STAGES if any(stage in each.logits for each in seen)]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER
+from safecode_trt.cli.options import PATH
 from safecode_trt.contract import (
     ACTIVATIONS,
     ATTENTION_FORMS,
@@ -23,8 +23,8 @@ __all__ = ["command"]
 
 
 @click.command("export", short_help="Make a bundle from a checkpoint.")
-@click.option("--model", type=FOLDER, required=True, help="Folder of a Hugging Face checkpoint.")
-@click.option("--output", type=FOLDER, required=True, help="Folder of the new bundle.")
+@click.option("--model", type=PATH, required=True, help="Folder of a Hugging Face checkpoint.")
+@click.option("--output", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
@@ -102,7 +102,7 @@ def command(
       safecode-trt export --model models/demo --output build/demo-bundle
     """
     from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
-    from safecode_trt.export.config import parse_block_size
+    from safecode_trt.export.export_config import parse_block_size
 
     if not model.is_dir():
         raise CheckpointError(f"{model} is not a folder; expected a Hugging Face checkpoint folder")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json
+from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.cli.verify import describe
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.records import to_dict
@@ -27,7 +27,7 @@ __all__ = ["command"]
 
 
 @click.command("inspect", short_help="Show what a bundle holds.")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @as_json
 def command(bundle: Path, as_json: bool) -> None:
     """Show the files, graphs, sizes and settings of BUNDLE. Hashes are left to `verify`.

@@ -16,8 +16,8 @@ from safecode_trt.errors import PromptError
 
 __all__ = [
     "DRAWING",
-    "FOLDER",
     "MADE_UP",
+    "PATH",
     "apply",
     "as_json",
     "engine_options",
@@ -53,7 +53,7 @@ class _Drawing(_AnyPath):
 MADE_UP = "--backend null runs no model: answers, verdicts and figures are made up"
 DRAWINGS = (".png", ".svg", ".pdf")
 DRAWING = _Drawing(path_type=Path)
-FOLDER = _AnyPath(path_type=Path)
+PATH = _AnyPath(path_type=Path)
 DEFAULT = SamplingParams()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 

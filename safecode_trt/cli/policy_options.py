@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.cli.options import FOLDER, apply
+from safecode_trt.cli.options import PATH, apply
 from safecode_trt.config import MODES, STAGES, Mode, SafeCodeConfig, StageName
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ POLICY = (
         metavar="KEY=VALUE",
         help="Change one of the mode's settings, such as alpha=0 or release.force_prefix=false; repeatable.",
     ),
-    click.option("--prompts", type=FOLDER, metavar="FILE", help="JSON with other prompts than the bundle's."),
-    click.option("--refusals", type=FOLDER, metavar="FILE", help="Other refusal phrases, one a line."),
+    click.option("--prompts", type=PATH, metavar="FILE", help="JSON with other prompts than the bundle's."),
+    click.option("--refusals", type=PATH, metavar="FILE", help="Other refusal phrases, one a line."),
 )
 
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from safecode_trt.cli.options import FOLDER
+from safecode_trt.cli.options import PATH
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.picture_file import PictureFile
-    from safecode_trt.runtime.record import ReplyRecord
+    from safecode_trt.trace.reply_record import ReplyRecord
 
 __all__ = ["Recorder", "Recording", "recording_options"]
 
@@ -24,11 +24,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS = (
     click.option(
-        "--trace", type=FOLDER, metavar="FILE", help="Append each reply with its steered steps; see explain."
+        "--trace", type=PATH, metavar="FILE", help="Append each reply with its steered steps; see explain."
     ),
-    click.option("--audit", type=FOLDER, metavar="FILE", help="Append each reply without its steps."),
+    click.option("--audit", type=PATH, metavar="FILE", help="Append each reply without its steps."),
     click.option(
-        "--store-images", type=FOLDER, metavar="DIR", help="Keep the pictures, named by their SHA-256."
+        "--store-images", type=PATH, metavar="DIR", help="Keep the pictures, named by their SHA-256."
     ),
 )
 
@@ -51,7 +51,7 @@ class Recorder:
 
     def __init__(self, recording: Recording) -> None:
         from safecode_trt.runtime.picture_file import PictureStore
-        from safecode_trt.runtime.record_file import RecordFile
+        from safecode_trt.trace.record_file import RecordFile
 
         with ExitStack() as opened:
             self._files = []

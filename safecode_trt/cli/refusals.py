@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json, engine_options
+from safecode_trt.cli.options import PATH, as_json, engine_options
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.errors import ConfigError
 
@@ -24,10 +24,10 @@ SHARE = 0.02
 
 
 @click.command("refusals", short_help="Find the tokens that only refusals begin with.")
-@click.argument("bundle", type=FOLDER)
-@click.option("--corpus", type=FOLDER, metavar="FILE", help="Other harmless requests, one a line.")
-@click.option("--image", "images", type=FOLDER, multiple=True, help="Ask about this picture; repeatable.")
-@click.option("--refusals", type=FOLDER, metavar="FILE", help="Other refusal phrases, one a line.")
+@click.argument("bundle", type=PATH)
+@click.option("--corpus", type=PATH, metavar="FILE", help="Other harmless requests, one a line.")
+@click.option("--image", "images", type=PATH, multiple=True, help="Ask about this picture; repeatable.")
+@click.option("--refusals", type=PATH, metavar="FILE", help="Other refusal phrases, one a line.")
 @click.option(
     "--share",
     type=float,

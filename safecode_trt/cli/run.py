@@ -7,25 +7,25 @@ from pathlib import Path
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.asking import Asking, asking_options, summary
-from safecode_trt.cli.options import FOLDER, as_json, read_prompt
+from safecode_trt.cli.options import PATH, as_json, read_prompt
+from safecode_trt.cli.reply_session import ReplyOptions, reply_options, summary
 
 __all__ = ["command"]
 
 
 @click.command("run", short_help="Ask one question.")
-@click.argument("bundle", type=FOLDER)
+@click.argument("bundle", type=PATH)
 @click.argument("prompt")
 @click.option(
-    "--image", "images", type=FOLDER, multiple=True, help="A picture to ask about; repeatable, in order."
+    "--image", "images", type=PATH, multiple=True, help="A picture to ask about; repeatable, in order."
 )
-@asking_options
+@reply_options
 @as_json
 def command(
     bundle: Path,
     prompt: str,
     images: tuple[Path, ...],
-    asking: Asking,
+    options: ReplyOptions,
     as_json: bool,
 ) -> None:
     """Ask BUNDLE one question; PROMPT - reads it from stdin.
@@ -42,8 +42,8 @@ def command(
 
     prompt = read_prompt(prompt)
     pictures = [read_picture(path) for path in images]
-    with asking.open(bundle) as asker:
-        record = asker.ask(as_messages(prompt, len(pictures)), pictures, show=not as_json)
+    with options.open(bundle) as session:
+        record = session.ask(as_messages(prompt, len(pictures)), pictures, show=not as_json)
     if as_json:
         console.emit_json(record.to_dict())
     else:

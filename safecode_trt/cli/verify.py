@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import FOLDER, as_json
+from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import Parity
 from safecode_trt.records import to_dict
@@ -21,8 +21,8 @@ __all__ = ["command"]
 
 
 @click.command("verify", short_help="Check a bundle's files and numbers.")
-@click.argument("bundle", type=FOLDER)
-@click.option("--against", type=FOLDER, metavar="CHECKPOINT", help="Compare with this checkpoint again.")
+@click.argument("bundle", type=PATH)
+@click.option("--against", type=PATH, metavar="CHECKPOINT", help="Compare with this checkpoint again.")
 @as_json
 def command(bundle: Path, against: Path | None, as_json: bool) -> None:
     """Check every file of BUNDLE against its size and SHA-256.

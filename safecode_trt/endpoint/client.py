@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from safecode_trt.endpoint.cache import AnswerCache
+from safecode_trt.endpoint.answer_cache import AnswerCache
 from safecode_trt.endpoint.transport import Transport
 from safecode_trt.errors import ConfigError, EndpointError
 

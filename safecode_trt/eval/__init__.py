@@ -1,1 +1,1 @@
-"""Measuring bundles: the demo, the benchmark, and what `eval` is made of: benchmarks, metrics, results."""
+"""Benchmarks of safety: their items, the answers to them, who judges those, and the report."""

@@ -16,8 +16,8 @@ from safecode_trt.calibration import Calibration, Reliability
 from safecode_trt.config import DEFAULT_THRESHOLD
 from safecode_trt.errors import ConfigError, EvalError, SafeCodeError
 from safecode_trt.eval.benchmarks import BENCHMARKS, read_benchmark
-from safecode_trt.eval.benchmarks.reading import picture_path, read_lines
-from safecode_trt.eval.calibration import (
+from safecode_trt.eval.benchmarks.files import picture_path, read_lines
+from safecode_trt.eval.reliability import (
     calibration_error,
     fit_temperature,
     fit_threshold,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from safecode_trt.eval.demo import Answered
+from safecode_trt.eval.demo_scenes import Answered
 from safecode_trt.manifest import Manifest
 from safecode_trt.policy.base import StepTrace
 

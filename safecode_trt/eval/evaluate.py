@@ -9,9 +9,9 @@ from typing import Literal
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.errors import ConfigError, EvalError
-from safecode_trt.eval.asking import Asker, Asking, Task, asked_digest, bundle_digest
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import Result, ResultLog, Shard, finished, merge_results
+from safecode_trt.eval.runner import Runner, RunnerConfig, Task, asked_digest, bundle_digest
 
 __all__ = ["Answers", "Workers", "answer_items", "choose_items", "gather"]
 
@@ -68,7 +68,7 @@ def gather(parts: Sequence[Path], folder: Path) -> None:
 
 
 def answer_items(
-    asking: Asking,
+    config: RunnerConfig,
     items: Sequence[EvalItem],
     folder: Path,
     *,
@@ -83,8 +83,8 @@ def answer_items(
             item has been changed since it was answered.
         SafeCodeError: the machine has failed; what was answered before is kept.
     """
-    digest = bundle_digest(Bundle.open(asking.bundle, check_hashes=False).manifest)
-    runs = {arm.name: asking.run_of(arm, digest) for arm in asking.arms}
+    digest = bundle_digest(Bundle.open(config.bundle, check_hashes=False).manifest)
+    runs = {arm.name: config.run_of(arm, digest) for arm in config.arms}
     asked = {item.key: item for item in items}
     with ResultLog(folder / RESULTS) as log:
         earlier = log.earlier.lines
@@ -99,7 +99,7 @@ def answer_items(
         left = sum(len(task.arms) for task in tasks)
         started(len(wanted), len(wanted) + left)
         backends = {result.mode: result.backend for result in earlier}
-        for number, result in enumerate(_answers(asking, tasks, workers), start=1):
+        for number, result in enumerate(_answers(config, tasks, workers), start=1):
             if (known := backends.setdefault(result.mode, result.backend)) != result.backend:
                 raise EvalError(
                     f"the answers of mode {result.mode} are by the backend {known} so far, and by "
@@ -129,14 +129,14 @@ def _check_items(earlier: Sequence[Result], items: Mapping[str, EvalItem]) -> No
         )
 
 
-def _answers(asking: Asking, tasks: Sequence[Task], workers: Workers) -> Iterator[Result]:
+def _answers(config: RunnerConfig, tasks: Sequence[Task], workers: Workers) -> Iterator[Result]:
     if not tasks:
         return
     if workers.engine == "ray":
         from safecode_trt.eval.ray_actors import answer_on_ray
 
-        yield from answer_on_ray(asking, tasks, workers=workers.count, address=workers.address)
+        yield from answer_on_ray(config, tasks, workers=workers.count, address=workers.address)
         return
-    with Asker(asking) as asker:
+    with Runner(config) as runner:
         for task in tasks:
-            yield from asker.answer(task)
+            yield from runner.answer(task)

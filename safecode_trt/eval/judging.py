@@ -1,7 +1,7 @@
 """What each answer does, as a judge of answers sees it. Knows no arm and no metric; results come in, outcomes go out.
 
-A judge whose word is dear (a model) has its judgements kept, one JSON line each, so that an interruption or a second
-report does not ask it again.
+A judge whose answers are cached (a model) has its judgements kept, one JSON line each, so that an interruption
+or a second report does not ask it again.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Opinion:
 
 
 class AnswerJudge(Protocol):
-    """Names the outcome of an answer. `name` is what a report calls it, `dear` whether its opinions are kept."""
+    """Names the outcome of an answer. `name` is what a report calls it, `cached` whether its opinions are kept."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def dear(self) -> bool: ...
+    def cached(self) -> bool: ...
 
     def judge(self, item: EvalItem, answer: str) -> Opinion:
         """The outcome of an answer that was given.
@@ -86,7 +86,7 @@ class Matcher:
     are read for the one word that they ask for.
     """
 
-    dear = False
+    cached = False
 
     def __init__(self, refusals: RefusalList = REFUSALS, possible: Set[str] | None = None) -> None:
         self._refusals, self._possible = refusals, possible
@@ -112,7 +112,7 @@ def judge_results(
     kept: Path,
     progress: Progress = lambda done, total: None,
 ) -> dict[tuple[str, ...], Judged]:
-    """The outcome of every result by its identity. Opinions of a dear judge are read from and added to `kept`.
+    """The outcome of every result by its identity. Opinions of a cached judge are read from and added to `kept`.
 
     Raises:
         EvalError: `kept` cannot be read or written.
@@ -124,7 +124,7 @@ def judge_results(
         if result.finish_reason in WITHOUT_JUDGE
     }
     answered = [result for result in results if result.identity not in found]
-    if not judge.dear:
+    if not judge.cached:
         for result in answered:
             found[result.identity] = _judged(result, judge.judge(items[result.key], result.answer).outcome)
         return found

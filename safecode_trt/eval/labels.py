@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safecode_trt.errors import EvalError
 from safecode_trt.eval.benchmarks import EvalItem
-from safecode_trt.eval.benchmarks.reading import read_rows
+from safecode_trt.eval.benchmarks.files import read_rows
 from safecode_trt.eval.judging import Opinion
 from safecode_trt.eval.line_log import write_whole
 from safecode_trt.eval.metrics import OUTCOMES, UNKNOWN, Outcome
@@ -85,7 +85,7 @@ def read_labels(path: Path, results: Iterable[Result]) -> dict[str, Outcome]:
 class LabelJudge:
     """Answers are what people say they are."""
 
-    dear = False
+    cached = False
 
     def __init__(self, path: Path, results: Iterable[Result]) -> None:
         self._labels = read_labels(path, results)

@@ -13,14 +13,12 @@ from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.endpoint import EndpointConfig
 from safecode_trt.errors import ConfigError
-from safecode_trt.eval.asking import Asking, bundle_digest
 from safecode_trt.eval.benchmarks import EvalItem, ItemSet, Templates
 from safecode_trt.eval.evaluate import Answers
 from safecode_trt.eval.judge_models import BundleModel, EndpointModel
 from safecode_trt.eval.judging import AnswerJudge, Matcher, judge_results
 from safecode_trt.eval.labels import LabelJudge
 from safecode_trt.eval.line_log import write_whole
-from safecode_trt.eval.machine import this_machine
 from safecode_trt.eval.metrics import Judged
 from safecode_trt.eval.refusal import REFUSALS, RefusalList
 from safecode_trt.eval.report import html_report, markdown_report
@@ -28,7 +26,9 @@ from safecode_trt.eval.report_cases import worst_cases
 from safecode_trt.eval.report_tables import modes
 from safecode_trt.eval.results import Result, Shard
 from safecode_trt.eval.rubrics import RubricJudge
+from safecode_trt.eval.runner import RunnerConfig, bundle_digest
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
+from safecode_trt.machine import this_machine
 from safecode_trt.records import to_dict
 
 __all__ = ["AnswerJudgeKind", "Judging", "Part", "judge_answers", "write_report"]
@@ -110,7 +110,7 @@ def judge_answers(
 
 
 def write_report(
-    asking: Asking,
+    config: RunnerConfig,
     part: Part,
     answers: Answers,
     judge: str,
@@ -125,7 +125,7 @@ def write_report(
         EvalError: a file cannot be written.
     """
     items = {item.key: item for item in part.items}
-    arms, comparisons = summarise_arms(asking.arms, answers.results, judged, items, seed=asking.sampling.seed)
+    arms, comparisons = summarise_arms(config.arms, answers.results, judged, items, seed=config.sampling.seed)
     notes = list(part.found.notes)
     if answers.others:
         notes.append(
@@ -142,7 +142,7 @@ def write_report(
         answer_judge=judge,
         arms=arms,
         comparisons=comparisons,
-        provenance=_provenance(asking, command),
+        provenance=_provenance(config, command),
     )
     shown = [arm.name for arm in modes(summary)]
     cases = worst_cases(shown, answers.results, judged, items)
@@ -152,18 +152,18 @@ def write_report(
     return summary
 
 
-def _provenance(asking: Asking, command: str) -> Provenance:
-    manifest = Bundle.open(asking.bundle, check_hashes=False).manifest
+def _provenance(config: RunnerConfig, command: str) -> Provenance:
+    manifest = Bundle.open(config.bundle, check_hashes=False).manifest
     return Provenance(
         command=command,
-        bundle=str(asking.bundle),
+        bundle=str(config.bundle),
         bundle_digest=bundle_digest(manifest),
         model_type=manifest.model_type,
         precision=manifest.precision,
         source_sha256=manifest.source_sha256,
-        machine=this_machine(asking.runtime.threads, asking.runtime.backend),
-        sampling=asking.sampling,
-        judge=asking.judge_name,
-        system=asking.system,
-        templates=asking.templates,
+        machine=this_machine(config.runtime.threads, config.runtime.backend),
+        sampling=config.sampling,
+        judge=config.judge_name,
+        system=config.system,
+        templates=config.templates,
     )

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from safecode_trt.errors import EvalError, SafeCodeError
-from safecode_trt.eval.asking import Asker, Asking, Task
 from safecode_trt.eval.line_log import line_of
 from safecode_trt.eval.results import Result
+from safecode_trt.eval.runner import Runner, RunnerConfig, Task
 from safecode_trt.records import loads
 
 __all__ = ["answer_on_ray"]
@@ -26,11 +26,11 @@ BLOCK = 8
 class _Actor:
     """Answers the tasks whose numbers it gets."""
 
-    def __init__(self, asking: Asking, tasks: Sequence[Task]) -> None:
+    def __init__(self, config: RunnerConfig, tasks: Sequence[Task]) -> None:
         self._tasks = tasks
         self._failure = ""
         try:
-            self._asker = Asker(asking)
+            self._runner = Runner(config)
         except SafeCodeError as error:
             self._failure = str(error)
 
@@ -40,7 +40,7 @@ class _Actor:
         if not failure:
             try:
                 for number in batch["id"]:
-                    lines += [line_of(result) for result in self._asker.answer(self._tasks[int(number)])]
+                    lines += [line_of(result) for result in self._runner.answer(self._tasks[int(number)])]
             except SafeCodeError as error:
                 failure = str(error)
         # A row with a failure instead of an exception, which Ray would show with its own traceback.
@@ -48,7 +48,7 @@ class _Actor:
 
 
 def answer_on_ray(
-    asking: Asking, tasks: Sequence[Task], *, workers: int, address: str | None
+    config: RunnerConfig, tasks: Sequence[Task], *, workers: int, address: str | None
 ) -> Iterator[Result]:
     """The results of the tasks from `workers` actors; without an address a cluster is started on this machine.
 
@@ -69,7 +69,7 @@ def answer_on_ray(
         numbers = ray.data.range(len(tasks), override_num_blocks=blocks)
         answered = numbers.map_batches(
             _Actor,
-            fn_constructor_args=(asking, tasks),
+            fn_constructor_args=(config, tasks),
             batch_size=BLOCK,
             compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=1,

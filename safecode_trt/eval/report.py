@@ -14,8 +14,8 @@ from safecode_trt.eval.metrics import Rate
 from safecode_trt.eval.report_cases import Cases
 from safecode_trt.eval.report_tables import modes, percent, report_tables, verdict_groups
 from safecode_trt.eval.summary import ArmSummary, Summary
-from safecode_trt.eval.text_table import markdown
 from safecode_trt.records import to_dict
+from safecode_trt.text_table import markdown
 
 __all__ = ["facts", "findings", "html_report", "markdown_report", "warnings"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from safecode_trt.eval.compare import FIGURES, Figure
 from safecode_trt.eval.metrics import Difference, Rate, Scores
 from safecode_trt.eval.summary import ArmSummary, Summary, Verdicts
-from safecode_trt.eval.text_table import TextTable
+from safecode_trt.text_table import TextTable
 
 __all__ = [
     "category_table",

@@ -82,7 +82,7 @@ class RubricJudge:
     Garbled answers are not worth the question; what has no side, and verdicts, are read by words.
     """
 
-    dear = True
+    cached = True
 
     def __init__(self, model: JudgeModel, templates: Templates, matcher: Matcher) -> None:
         self._model, self._templates, self._matcher = model, templates, matcher

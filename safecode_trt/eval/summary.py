@@ -15,7 +15,9 @@ from safecode_trt.calibration import Bin
 from safecode_trt.config import SafeCodeConfig, SamplingParams
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
-from safecode_trt.eval.calibration import (
+from safecode_trt.eval.compare import Comparison, compare_arms
+from safecode_trt.eval.metrics import OUTCOMES, Judged, Rate, Scores, by_category, rate, scores
+from safecode_trt.eval.reliability import (
     JudgeScores,
     brier_score,
     calibration_error,
@@ -23,10 +25,8 @@ from safecode_trt.eval.calibration import (
     pearson,
     reliability,
 )
-from safecode_trt.eval.compare import Comparison, compare_arms
-from safecode_trt.eval.machine import Machine
-from safecode_trt.eval.metrics import OUTCOMES, Judged, Rate, Scores, by_category, rate, scores
 from safecode_trt.eval.results import FAILED, Result
+from safecode_trt.machine import Machine
 
 __all__ = ["ArmSummary", "Cost", "Provenance", "Summary", "Verdicts", "summarise_arm", "summarise_arms"]
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from safecode_trt.cache import cache_folder
+from safecode_trt.cache_folder import cache_folder
 from safecode_trt.errors import BackendError
 from safecode_trt.ops.bindings import checked, load_nvrtc
 

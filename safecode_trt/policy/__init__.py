@@ -15,7 +15,7 @@ from safecode_trt.policy.base import (
     StepTrace,
     Verdict,
 )
-from safecode_trt.policy.factory import make_policy, mode_settings
+from safecode_trt.policy.modes import make_policy, mode_settings
 from safecode_trt.policy.plain import PLAIN
 
 __all__ = [

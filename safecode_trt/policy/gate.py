@@ -8,7 +8,7 @@ from safecode_trt.config import Prompts
 from safecode_trt.policy.base import Context, PromptEdit, Verdict
 from safecode_trt.policy.stage import Action, First, Stage, Step
 
-__all__ = ["GateStage", "RowAction", "ToldStage", "told_stage"]
+__all__ = ["GateStage", "RowAction", "VerdictTextStage", "verdict_text_stage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +39,14 @@ class RowAction(Action):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToldStage(Stage):
+class VerdictTextStage(Stage):
     """The request with the verdict in words; until that is known, both forms of the request are prepared."""
 
     safe: PromptEdit
     unsafe: PromptEdit
     known: bool = False
 
-    def informed(self, verdict: Verdict) -> ToldStage:
+    def informed(self, verdict: Verdict) -> VerdictTextStage:
         """The one form that the verdict calls for."""
         told = self.unsafe if verdict.unsafe else self.safe
         return replace(self, contexts=(), prompts={"request": told}, known=True)
@@ -62,10 +62,12 @@ class ToldStage(Stage):
         return RowAction(steps=None, context="warned")
 
 
-def told_stage(prompts: Prompts) -> ToldStage:
+def verdict_text_stage(prompts: Prompts) -> VerdictTextStage:
     """The stage before there is a verdict."""
-    safe, unsafe = (PromptEdit(template=text) for text in (prompts.told_safe, prompts.told_unsafe))
-    return ToldStage(
+    safe, unsafe = (
+        PromptEdit(template=text) for text in (prompts.verdict_text_safe, prompts.verdict_text_unsafe)
+    )
+    return VerdictTextStage(
         contexts=(Context(name="warned", prompt="warned", lifetime="steered"),),
         prompts={"request": safe, "warned": unsafe},
         judged=True,

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 
 from safecode_trt.errors import EvalError
+from safecode_trt.eval.benchmarks.files import Record, first_file, read_json, records
 from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Side, Templates
-from safecode_trt.eval.benchmarks.reading import Record, first_file, read_json, records
 from safecode_trt.eval.benchmarks.templates import fill
 
 __all__ = ["BENCHMARK"]

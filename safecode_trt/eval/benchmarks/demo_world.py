@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safecode_trt.errors import ConfigError, EvalError
+from safecode_trt.eval.benchmarks.files import Record, picture_path, read_json, read_lines
 from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Templates
-from safecode_trt.eval.benchmarks.reading import Record, picture_path, read_json, read_lines
 from safecode_trt.records import from_dict
 
 __all__ = ["ANSWERS", "BENCHMARK", "CAPTIONS", "DemoLine", "possible_answers"]

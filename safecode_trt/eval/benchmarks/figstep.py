@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from safecode_trt.errors import EvalError
+from safecode_trt.eval.benchmarks.files import first_file, picture_path, read_rows
 from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Side, Templates
-from safecode_trt.eval.benchmarks.reading import first_file, picture_path, read_rows
 
 __all__ = ["BENCHMARK", "draw_control"]
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safecode_trt.errors import EvalError
-from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Templates
-from safecode_trt.eval.benchmarks.reading import (
+from safecode_trt.eval.benchmarks.files import (
     Record,
     first_folder,
     picture_path,
@@ -19,6 +18,7 @@ from safecode_trt.eval.benchmarks.reading import (
     read_lines,
     records,
 )
+from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Templates
 
 __all__ = ["BENCHMARK"]
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safecode_trt.errors import EvalError
-from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Templates
-from safecode_trt.eval.benchmarks.reading import (
+from safecode_trt.eval.benchmarks.files import (
     Record,
     first_file,
     first_folder,
@@ -18,6 +17,7 @@ from safecode_trt.eval.benchmarks.reading import (
     read_json,
     records,
 )
+from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Templates
 
 __all__ = ["BENCHMARK", "SCENARIOS"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from safecode_trt.errors import EvalError
+from safecode_trt.eval.benchmarks.files import Record, first_file, picture_path, read_json
 from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Templates
-from safecode_trt.eval.benchmarks.reading import Record, first_file, picture_path, read_json
 
 __all__ = ["BENCHMARK"]
 

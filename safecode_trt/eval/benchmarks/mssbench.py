@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from safecode_trt.eval.benchmarks.files import Record, first_file, picture_path, read_json
 from safecode_trt.eval.benchmarks.item import Benchmark, Draft, EvalItem, Side, Templates
-from safecode_trt.eval.benchmarks.reading import Record, first_file, picture_path, read_json
 from safecode_trt.eval.benchmarks.templates import fill
 
 __all__ = ["BENCHMARK", "answer_part"]

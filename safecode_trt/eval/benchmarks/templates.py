@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 
 from safecode_trt.errors import EvalError
+from safecode_trt.eval.benchmarks.files import Record, read_json
 from safecode_trt.eval.benchmarks.item import Templates
-from safecode_trt.eval.benchmarks.reading import Record, read_json
 from safecode_trt.eval.benchmarks.rubric_words import RUBRIC_NAMES, RUBRICS
 
 __all__ = ["TEMPLATES", "fill", "load_templates", "templates_name"]

@@ -62,7 +62,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         """Exports; a failure is one line on stderr and exit code 1."""
         from safecode_trt.errors import SafeCodeError
         from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
-        from safecode_trt.export.config import parse_block_size
+        from safecode_trt.export.export_config import parse_block_size
 
         arguments: Any = self.args
         try:

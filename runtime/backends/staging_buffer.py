@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
 
-__all__ = ["ALIGNMENT", "Layout", "Mirror"]
+__all__ = ["ALIGNMENT", "Layout", "StagingBuffer"]
 
 ALIGNMENT = 256
 """What the addresses of TensorRT's tensors must be multiples of."""
@@ -21,7 +21,7 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Element type, in the manifest's words, and shape of every tensor."""
 
 
-class Mirror:
+class StagingBuffer:
     """Both memories grow when a layout wants more, and `address` is then another.
 
     `host` is each tensor on the host; bfloat16, which numpy has not, is uint16 there.

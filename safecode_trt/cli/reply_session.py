@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from safecode_trt.runtime import Engine, Message, Reply
     from safecode_trt.runtime.judges import Judge, JudgeConfig
     from safecode_trt.runtime.picture_file import PictureFile
-    from safecode_trt.runtime.record import ReplyRecord
+    from safecode_trt.trace.reply_record import ReplyRecord
 
-__all__ = ["Asker", "Asking", "asking_options", "summary"]
+__all__ = ["ReplyOptions", "ReplySession", "reply_options", "summary"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
@@ -48,7 +48,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class ReplyOptions:
     """How a bundle is asked, as the options say."""
 
     choice: PolicyChoice
@@ -59,7 +59,7 @@ class Asking:
     recording: Recording
 
     @contextmanager
-    def open(self, bundle: Path) -> Iterator[Asker]:
+    def open(self, bundle: Path) -> Iterator[ReplySession]:
         """Opens the bundle, and the files that its replies are written to.
 
         Raises:
@@ -75,7 +75,7 @@ class Asking:
             self.recording.open() as recorder,
             Engine.open(bundle, config=self.runtime, note=console.note) as engine,
         ):
-            yield Asker(
+            yield ReplySession(
                 engine=engine,
                 recorder=recorder,
                 sampling=self.sampling,
@@ -85,13 +85,13 @@ class Asking:
             )
 
 
-def asking_options(command: F) -> F:
-    """Adds all options of asking; the command receives `asking`, an Asking."""
+def reply_options(command: F) -> F:
+    """Adds all options of a reply; the command receives `options`, a ReplyOptions."""
 
     @functools.wraps(command)
     def wrapper(**options: Any) -> Any:
-        asking = Asking(**{name: options.pop(name) for name in Asking.__dataclass_fields__})
-        return command(asking=asking, **options)
+        given = ReplyOptions(**{name: options.pop(name) for name in ReplyOptions.__dataclass_fields__})
+        return command(options=given, **options)
 
     function = cast(F, wrapper)
     for option in reversed(OPTIONS):
@@ -100,7 +100,7 @@ def asking_options(command: F) -> F:
 
 
 @dataclass(kw_only=True)
-class Asker:
+class ReplySession:
     """An opened bundle, how it decodes, and where its replies are written down.
 
     Raises:
@@ -143,7 +143,7 @@ class Asker:
 
     def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
         """Answers, with `show` on stdout as the text comes."""
-        from safecode_trt.runtime.record import make_record
+        from safecode_trt.trace.reply_record import make_record
 
         bundle = self.engine.bundle
         reply = self._stream(messages, pictures, show=show)

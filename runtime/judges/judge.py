@@ -16,7 +16,7 @@ from PIL import Image
 
 from safecode_trt.models import Features
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime.contexts import Look
+from safecode_trt.runtime.contexts import FeatureKey
 from safecode_trt.runtime.prompt import Message
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Case:
     images: Sequence[Image.Image]
     seed: int = 0
     key: str = ""
-    seen: dict[Look, Features] = field(default_factory=dict)
+    seen: dict[FeatureKey, Features] = field(default_factory=dict)
     check_time: Callable[[], None] = lambda: None
     seconds_left: Callable[[], float] = lambda: math.inf
 

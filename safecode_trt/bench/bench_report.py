@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from safecode_trt.eval.bench_result import BenchResult
-from safecode_trt.eval.machine import Machine
-from safecode_trt.eval.text_table import TextTable
-from safecode_trt.eval.timing import Spread
+from safecode_trt.bench.bench_result import BenchResult
+from safecode_trt.bench.timing import Spread
+from safecode_trt.machine import Machine
+from safecode_trt.text_table import TextTable
 
 __all__ = ["bench_tables", "facts", "machine_line", "milliseconds", "times"]
 

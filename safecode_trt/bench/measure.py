@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+from safecode_trt.bench.bench_result import BenchResult, BundleFacts, Overhead, Ratio, Setup, Share
+from safecode_trt.bench.meter import PARTS
+from safecode_trt.bench.timing import Case, Rounds, Spread, interleaved
+from safecode_trt.bench.workload import MAX_ROWS, VARIANTS, Workload
 from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.errors import ConfigError
-from safecode_trt.eval.bench_result import BenchResult, BundleFacts, Overhead, Ratio, Setup, Share
-from safecode_trt.eval.machine import this_machine
-from safecode_trt.eval.meter import PARTS
-from safecode_trt.eval.timing import Case, Rounds, Spread, interleaved
-from safecode_trt.eval.workload import MAX_ROWS, VARIANTS, Workload
+from safecode_trt.machine import this_machine
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import Note
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.cli import probe
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm
+from safecode_trt.doctor import probe
 from safecode_trt.errors import BackendError
 from safecode_trt.runtime.backends.ort_providers import (
     PROVIDERS,
@@ -153,7 +153,7 @@ def _tensorrt(name: str, gpu: CudaDevice | None) -> Finding:
     base = Finding(backend=name, state="ok", detail="", version=str(trt.__version__), **_device(gpu))
     if gpu is None:
         return replace(base, state="absent", detail="installed, and there is no GPU to execute an engine on")
-    from safecode_trt.cli.probe_engine import run_engine
+    from safecode_trt.doctor.probe_engine import run_engine
 
     difference = _difference("float16", run_engine(trt, "float16"))
     return _judge(base, {"decomposed": difference}, [])

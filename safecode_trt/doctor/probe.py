@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.cli.onnx_writer import TYPES, GraphWriter
 from safecode_trt.contract import AttentionForm
+from safecode_trt.doctor.onnx_writer import TYPES, GraphWriter
 
 __all__ = ["TOLERANCE", "Dtype", "expected", "feeds", "graph_bytes"]
 

@@ -8,9 +8,9 @@ from safecode_trt.export.embeddings import write_tensors
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import ModelSpec
 from safecode_trt.runtime.image import noise_views, normalise
+from safecode_trt.runtime.image_features import PictureInput, encode_pictures
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 from safecode_trt.runtime.session import Session
-from safecode_trt.runtime.vision import PictureInput, encode_pictures
 
 __all__ = ["write_reference"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from safecode_trt.cli import probe
+from safecode_trt.doctor import probe
 from safecode_trt.errors import BackendError
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
-from safecode_trt.runtime.backends.mirror import Mirror
+from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
 
 if TYPE_CHECKING:
     import tensorrt
@@ -42,7 +42,7 @@ def _executed(trt: Any, dtype: probe.Dtype, stream: CudaStream) -> dict[str, NDA
         raise BackendError(f"{trt.__name__} {trt.__version__} does not load its own engine on this GPU")
     execution: tensorrt.IExecutionContext = engine.create_execution_context()
     feeds = probe.feeds(dtype)
-    inputs, outputs = Mirror(stream), Mirror(stream)
+    inputs, outputs = StagingBuffer(stream), StagingBuffer(stream)
     inputs.lay({name: (str(x.dtype), x.shape) for name, x in feeds.items()})
     outputs.lay({name: (dtype, x.shape) for name, x in probe.expected(dtype).items()})
     for name, address in {**inputs.addresses(), **outputs.addresses()}.items():

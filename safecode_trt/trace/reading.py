@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime.record import RecordedCandidate, RecordedStep, ReplyRecord
+from safecode_trt.trace.reply_record import RecordedCandidate, RecordedStep, ReplyRecord
 
 __all__ = ["STAGES", "Ranked", "Stage", "judged", "ranked", "reading", "shown_text", "steers", "step_reading"]
 

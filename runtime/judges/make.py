@@ -10,9 +10,9 @@ from typing import get_args
 from safecode_trt.config import DEFAULT_THRESHOLD
 from safecode_trt.endpoint import KEY_VARIABLE, Endpoint, EndpointConfig
 from safecode_trt.errors import ConfigError
-from safecode_trt.runtime.judges.base import Judge
 from safecode_trt.runtime.judges.ensemble import EnsembleJudge, Rule
 from safecode_trt.runtime.judges.fixed import ConstantJudge, FileJudge, file_digest, read_verdicts
+from safecode_trt.runtime.judges.judge import Judge
 from safecode_trt.runtime.judges.own import SelfCaptionJudge, SelfJudge
 from safecode_trt.runtime.judges.remote import EndpointJudge
 

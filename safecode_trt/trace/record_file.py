@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safecode_trt.errors import ConfigError, TraceError
 from safecode_trt.records import from_dict
-from safecode_trt.runtime.record import SCHEMA_VERSION, ReplyRecord
+from safecode_trt.trace.reply_record import SCHEMA_VERSION, ReplyRecord
 
 __all__ = ["BadLine", "RecordFile", "read_records"]
 

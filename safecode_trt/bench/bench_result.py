@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from safecode_trt.bench.timing import Spread
 from safecode_trt.contract import Geometry
-from safecode_trt.eval.machine import Machine
-from safecode_trt.eval.timing import Spread
+from safecode_trt.machine import Machine
 from safecode_trt.records import to_dict
 
 __all__ = ["BenchResult", "BundleFacts", "Overhead", "Ratio", "Setup", "Share"]

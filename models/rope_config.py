@@ -1,6 +1,6 @@
 """The settings of rotary position embeddings, read strictly: a key that is overlooked is a rotation done wrong.
 
-Knows nothing of tables and positions; `runtime/rope.py` computes with them.
+Knows nothing of tables and positions; `runtime/rotary.py` computes with them.
 """
 
 from __future__ import annotations

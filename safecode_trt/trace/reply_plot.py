@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from safecode_trt.eval.explain import STAGES, Ranked, Stage, judged, ranked, reading, shown_text
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime.record import RecordedStep, ReplyRecord
+from safecode_trt.trace.reading import STAGES, Ranked, Stage, judged, ranked, reading, shown_text
+from safecode_trt.trace.reply_record import RecordedStep, ReplyRecord
 
 __all__ = ["plot_reply"]
 

@@ -19,12 +19,12 @@ from safecode_trt.errors import CapacityError
 from safecode_trt.models import Features
 from safecode_trt.ops.sample import make_sampler
 from safecode_trt.policy.plain import PLAIN, PlainSteering
-from safecode_trt.runtime.contexts import Look
+from safecode_trt.runtime.contexts import FeatureKey
 from safecode_trt.runtime.decode import decode
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill, shared_prefix
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.rows import tail_of
-from safecode_trt.runtime.text import TextStream
+from safecode_trt.runtime.text_stream import TextStream
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.engine import Engine, Prefilled
@@ -41,7 +41,7 @@ def first_logits(
     images: Sequence[Image.Image],
     *,
     seed: int,
-    seen: dict[Look, Features] | None = None,
+    seen: dict[FeatureKey, Features] | None = None,
 ) -> NDArray[np.float32]:
     """The logits (V,) at the end of a prompt.
 
@@ -61,7 +61,7 @@ def short_answer(
     *,
     max_new_tokens: int,
     seed: int,
-    seen: dict[Look, Features] | None = None,
+    seen: dict[FeatureKey, Features] | None = None,
     check_time: Callable[[], None] = lambda: None,
 ) -> str:
     """The model's own greedy answer, cut after `max_new_tokens`; `check_time` may raise after each token.
@@ -114,7 +114,7 @@ def complete(
 
 
 def prefill_again(
-    engine: Engine, request: Request, features: dict[Look, Features], done: Request, ready: Prefilled
+    engine: Engine, request: Request, features: dict[FeatureKey, Features], done: Request, ready: Prefilled
 ) -> Prefilled:
     """The prefill of a one-row `request` in the cache of a reply to `done`, from where the two prompts differ."""
     row, cache = engine.row(request, 0, features), ready.cache

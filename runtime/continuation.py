@@ -11,12 +11,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-__all__ = ["PieceReader"]
+__all__ = ["ContinuationTokenizer"]
 
 LISTS = ("normalizers", "pretokenizers")
 
 
-class PieceReader:
+class ContinuationTokenizer:
     """Reads the pieces of a cut text, all but the first."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from safecode_trt.eval.bench_result import BenchResult
+from safecode_trt.bench.bench_result import BenchResult
 
 __all__ = ["plot_bench"]
 

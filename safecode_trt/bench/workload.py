@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from safecode_trt.bench.meter import MeteredSession, reply_parts
+from safecode_trt.bench.timing import Case, lasting
 from safecode_trt.config import SamplingParams
 from safecode_trt.errors import BackendError
-from safecode_trt.eval.meter import MeteredSession, reply_parts
-from safecode_trt.eval.timing import Case, lasting
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 from safecode_trt.runtime import Engine

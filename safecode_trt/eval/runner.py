@@ -24,14 +24,14 @@ from safecode_trt.runtime import Engine
 from safecode_trt.runtime.judges import Judge, JudgeConfig, Keyed, make_judge, verdict_parts
 from safecode_trt.runtime.prompt import Message
 
-__all__ = ["Asker", "Asking", "Task", "asked_digest", "backend_name", "bundle_digest", "item_seed"]
+__all__ = ["Runner", "RunnerConfig", "Task", "asked_digest", "backend_name", "bundle_digest", "item_seed"]
 
 # What an item may do wrong. Everything else is the machine's fault, and ends the run.
 ITEM_FAULTS = (PictureError, PromptError, SteeringError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
+class RunnerConfig:
     """How a bundle is asked: everything that two machines must have in common.
 
     `judge` gives the verdicts, unless an arm has another. `system` is the system text of every request, in every arm;
@@ -86,7 +86,7 @@ class _Ready:
     run: str
 
 
-class Asker:
+class Runner:
     """An opened bundle that answers tasks. One session; not for several threads at once.
 
     Raises:
@@ -94,19 +94,19 @@ class Asker:
         BackendError: the backend is not installed or does not take the graphs.
     """
 
-    def __init__(self, asking: Asking) -> None:
-        self._asking = asking
-        self._engine = Engine.open(asking.bundle, config=asking.runtime)
+    def __init__(self, config: RunnerConfig) -> None:
+        self._config = config
+        self._engine = Engine.open(config.bundle, config=config.runtime)
         manifest = self._engine.bundle.manifest
         digest = bundle_digest(manifest)
         self._backend = backend_name(self._engine.session.name, manifest)
         self._arms = {
             arm.name: _Ready(
                 policy=arm.policy(manifest.safecode),
-                judge=make_judge(asking.judge_of(arm)),
-                run=asking.run_of(arm, digest),
+                judge=make_judge(config.judge_of(arm)),
+                run=config.run_of(arm, digest),
             )
-            for arm in asking.arms
+            for arm in config.arms
         }
 
     def answer(self, task: Task) -> Iterator[Result]:
@@ -134,10 +134,10 @@ class Asker:
         )
         try:
             reply = self._engine.generate(
-                _messages(item, self._asking.system),
+                _messages(item, self._config.system),
                 image=item.picture,
                 policy=arm.policy,
-                sampling=item_seed(self._asking.sampling, item.key),
+                sampling=item_seed(self._config.sampling, item.key),
                 judge=None if arm.judge is None else Keyed(arm.judge, item.key),
             )
         except ITEM_FAULTS as error:
@@ -166,7 +166,7 @@ class Asker:
         """Releases the backend."""
         self._engine.close()
 
-    def __enter__(self) -> Asker:
+    def __enter__(self) -> Runner:
         return self
 
     def __exit__(

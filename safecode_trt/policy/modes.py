@@ -14,7 +14,7 @@ from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.ops.reference import Ids
 from safecode_trt.policy.base import Fallback, Policy
 from safecode_trt.policy.contrast import picture_contrast, principle_contrast, reverse_contrast
-from safecode_trt.policy.gate import GateStage, told_stage
+from safecode_trt.policy.gate import GateStage, verdict_text_stage
 from safecode_trt.policy.modulation import ShiftStage
 from safecode_trt.policy.plain import PlainPolicy
 from safecode_trt.policy.release import release_stage
@@ -41,7 +41,7 @@ METHODS: Mapping[Mode, Method] = {
     "safecode-paper": Method(stages=("contrast", "shift"), settings=PAPER),
     "safecode-release": Method(stages=("release",), settings=PAPER),
     "safecode": Method(stages=("contrast", "shift")),
-    "verdict-in-prompt": Method(stages=("told",)),
+    "verdict-in-prompt": Method(stages=("verdict-text",)),
     "verdict-gate": Method(stages=("gate",)),
     "rose": Method(stages=("reverse",), settings=SafeCodeConfig(guidance=0.5)),
     "cfg": Method(stages=("principle",), settings=SafeCodeConfig(guidance=0.5)),
@@ -109,8 +109,8 @@ def _gate(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage:
     return GateStage(judged=True, text=defaults.fallback_refusal)
 
 
-def _told(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage:
-    return told_stage(defaults.prompts)
+def _verdict_text(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage:
+    return verdict_text_stage(defaults.prompts)
 
 
 def _reverse(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage | None:
@@ -137,7 +137,7 @@ MAKERS: Mapping[StageName, Callable[[SafeCodeConfig, SafeCodeDefaults], Stage | 
     "contrast": _contrast,
     "shift": _shift,
     "gate": _gate,
-    "told": _told,
+    "verdict-text": _verdict_text,
     "reverse": _reverse,
     "principle": _principle,
     "release": _release,
@@ -157,7 +157,7 @@ def _check_stages(names: Sequence[StageName], settings: SafeCodeConfig) -> None:
             raise ConfigError(f"the stage 'release' needs a shift of at most 2, got {settings.shift:g}")
         if not settings.contrast_steps or settings.reference != "noised":
             raise ConfigError("the stage 'release' needs one or more contrast_steps and the noised reference")
-    acting = {"told", "release"} & set(names)
+    acting = {"verdict-text", "release"} & set(names)
     if settings.abstain and acting:
         raise ConfigError(f"the stage {acting.pop()!r} always acts on the verdict; leave abstain empty")
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from safecode_trt.models import Features, Layout, ModelSpec
 from safecode_trt.policy.base import DiffusionNoise, Noise, PixelNoise
-from safecode_trt.runtime.contexts import Look
+from safecode_trt.runtime.contexts import FeatureKey
 from safecode_trt.runtime.image import Pixels, add_noise, diffuse, normalise, picture_views
 from safecode_trt.runtime.request import Request
 from safecode_trt.runtime.session import Session
 
-__all__ = ["PictureInput", "encode_pictures", "look_features"]
+__all__ = ["PictureInput", "encode_pictures", "picture_features"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,41 +27,41 @@ class PictureInput:
     words: NDArray[np.int64] | None = None
 
 
-def look_features(
+def picture_features(
     session: Session,
     spec: ModelSpec,
     request: Request,
     *,
     seed: int,
     reference: Callable[[], Features],
-    known: Container[Look] = (),
-) -> dict[Look, Features]:
+    known: Container[FeatureKey] = (),
+) -> dict[FeatureKey, Features]:
     """The features of everything that the rows of a request look at and that is not known.
 
     `reference` reads those of the cached picture.
     """
-    looks = [look for look in dict.fromkeys(request.looks) if look not in known]
-    if not request.images or not looks:
+    wanted = [key for key in dict.fromkeys(request.feature_keys) if key not in known]
+    if not request.images or not wanted:
         return {}
     shown = [
         picture_views(*pair, spec.resample) for pair in zip(request.images, request.layouts, strict=True)
     ]
-    inputs: dict[Look, list[PictureInput]] = {}
-    for look in looks:
-        picture, prompt = look
+    inputs: dict[FeatureKey, list[PictureInput]] = {}
+    for key in wanted:
+        picture, prompt = key
         if picture != "cached":
             words = None if prompt is None else request.words[prompt]
             noise = request.plan.noise if picture == "noised" else None
-            inputs[look] = [
+            inputs[key] = [
                 PictureInput(layout=layout, views=own, words=words)
                 for layout, own in zip(request.layouts, _made_ready(shown, noise, spec, seed), strict=True)
             ]
     encoded = iter(encode_pictures(session, spec, [one for pictures in inputs.values() for one in pictures]))
-    features = {look: _join([next(encoded) for _ in pictures]) for look, pictures in inputs.items()}
-    for look in looks:
-        if look[0] == "cached":
+    features = {key: _join([next(encoded) for _ in pictures]) for key, pictures in inputs.items()}
+    for key in wanted:
+        if key[0] == "cached":
             stand_in = reference()
-            features[look] = _join([spec.reference_features(stand_in, layout) for layout in request.layouts])
+            features[key] = _join([spec.reference_features(stand_in, layout) for layout in request.layouts])
     return features
 
 

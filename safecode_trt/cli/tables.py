@@ -9,7 +9,7 @@ from safecode_trt.cli import console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from safecode_trt.eval.text_table import TextTable
+    from safecode_trt.text_table import TextTable
 
 __all__ = ["shown"]
 

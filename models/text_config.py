@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from safecode_trt.errors import CheckpointError
-from safecode_trt.models.rope import RopeConfig
+from safecode_trt.models.rope_config import RopeConfig
 
 __all__ = ["TextConfig", "WeightNames"]
 

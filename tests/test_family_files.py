@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from safecode_trt.models import known_model_types
 
 ROOT = Path(__file__).parents[1]
@@ -51,23 +49,20 @@ def parse(path: Path) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_every_family_has_its_file(folder: str) -> None:
-    there = {path.stem for path in (ROOT / folder).glob("*.py")}
-    assert there >= KNOWN
+def test_every_family_has_its_files() -> None:
+    for folder in FOLDERS:
+        assert {path.stem for path in (ROOT / folder).glob("*.py")} >= KNOWN, folder
 
 
-@pytest.mark.parametrize("path", sources("safecode_trt", "export", "runtime", "optimum_plugin"), ids=str)
-def test_the_package_names_no_family(path: Path) -> None:
-    assert not list(literals(parse(path)))
+def test_the_package_names_no_family() -> None:
+    paths = sources("safecode_trt", "export", "runtime", "optimum_plugin")
+    assert not [(str(path), name) for path in paths for name in literals(parse(path))]
 
 
-GENERIC_TESTS = [path.relative_to(ROOT) for path in (ROOT / "tests").glob("*family*.py")]
-
-
-@pytest.mark.parametrize("path", [*sources("tools"), *GENERIC_TESTS], ids=str)
-def test_tools_and_generic_tests_do_not_branch_on_a_family(path: Path) -> None:
-    assert not list(branches(parse(path)))
+def test_tools_and_generic_tests_do_not_branch_on_a_family() -> None:
+    generic = [path.relative_to(ROOT) for path in (ROOT / "tests").glob("*family*.py")]
+    paths = [*sources("tools"), *generic]
+    assert not [(str(path), name) for path in paths for name in branches(parse(path))]
 
 
 def test_what_would_be_found() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import safecode_trt
+from safecode_trt.cli import VERBS
 
 tomllib = pytest.importorskip("tomllib")  # Python 3.11
 
@@ -17,6 +19,9 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, str] = SETUPTOOLS["package-dir"]
+LONGEST = 270
+# Tables of words and drawing routines, which are long because their lists are.
+ALLOWED = {"tools/demo_objects.py": 347, "tools/demo_rules.py": 287}
 
 
 def packages_in(package: str, folder: Path) -> set[str]:
@@ -64,19 +69,33 @@ def test_the_console_script_is_the_module() -> None:
     assert PYPROJECT["project"]["scripts"] == {"safecode-trt": "safecode_trt.__main__:main"}
 
 
-def test_extras_of_the_design() -> None:
-    extras = set(PYPROJECT["project"]["optional-dependencies"])
-    assert extras == {
-        "cpu",
-        "gpu",
-        "ort-trt-rtx",
-        "trt",
-        "trt-rtx",
-        "cuda",
-        "export",
-        "optimum",
-        "serve",
-        "eval",
-        "ray",
-        "dev",
-    }
+def modules() -> list[Path]:
+    folders = ("export", "models", "runtime", "safecode_trt", "optimum_plugin", "tools")
+    found = (
+        Path(folder, name)
+        for top in folders
+        for folder, _, names in os.walk(ROOT / top)
+        for name in names
+        if name.endswith(".py") and name != "__init__.py"
+    )
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """Apart from verbs, which are files of cli/, and families, which have one file in each of their folders."""
+    verbs = {f"{verb}.py" for verb in VERBS}
+    families = {path.name for path in modules() if path.parent == Path("models")}
+    own = ("models", "export/families", "tools/random_families")
+    names = Counter(
+        path.name
+        for path in modules()
+        if not (path.parent == Path("safecode_trt/cli") and path.name in verbs)
+        and not (str(path.parent) in own and path.name in families)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+    assert names["decode.py"] == 1  # the walk sees the folders
+
+
+def test_files_are_one_thing() -> None:
+    lengths = {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in modules()}
+    assert {path: length for path, length in lengths.items() if length > LONGEST} == ALLOWED

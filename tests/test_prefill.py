@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from safecode_trt.contract import MASKED, Geometry
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.prefill import PASS_COST, PrefillPlan, plan_prefill
+from safecode_trt.runtime.session import DecoderFeeds
 
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_size=1, max_size=4)
 
@@ -98,5 +100,26 @@ def test_the_null_backend_sees_only_what_the_mask_shows() -> None:
         context_length=8,
         image_seq_len=1,
     )
-    assert float(MASKED) < 0 and np.isfinite(np.float16(MASKED))
-    assert NullSession(geometry).allocate(2).rows == 2
+    session, embeds = NullSession(geometry), np.eye(3, 4, dtype=np.float32)[None]
+
+    def logits(hidden_key: int, scale: float) -> NDArray[np.float32]:
+        """Those of three tokens, one of them masked and multiplied."""
+        memory = session.allocate(1)
+        memory.reserve(3)
+        bias = np.full((1, 1, 3, memory.capacity), MASKED, np.float32)
+        bias[..., :3] = 0
+        bias[..., hidden_key] = MASKED
+        tokens = embeds.copy()
+        tokens[0, hidden_key] *= scale
+        feeds = DecoderFeeds(
+            inputs_embeds=tokens,
+            rope_cos=np.ones((1, 3, 2), np.float32),
+            rope_sin=np.zeros((1, 3, 2), np.float32),
+            write_indices=np.zeros(1, np.int64),
+            attention_bias=bias,
+            logit_positions=np.full((1, 1), 2),
+        )
+        return session.decode(feeds, memory).copy()
+
+    np.testing.assert_array_equal(logits(1, 1.0), logits(1, 100.0))
+    assert not np.array_equal(logits(0, 1.0), logits(1, 1.0))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import re
 from pathlib import Path
-
-import pytest
 
 import safecode_trt
 
@@ -25,18 +24,18 @@ def modules() -> list[str]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("name", modules())
-def test_names_exist_once_and_public(name: str) -> None:
-    module = importlib.import_module(name)
-    body = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
-    if len(body) <= 1 and name != "safecode_trt":
-        return  # a folder's __init__ that only says what the folder is
-    assert "__all__" in vars(module), f"{name} has no __all__"
-    listed = list(module.__all__)
-    assert len(listed) == len(set(listed))
-    assert not [item for item in listed if not hasattr(module, item)]
-    assert not [item for item in listed if item.startswith("_") and not item.startswith("__")]
-    # The order is ruff's RUF022.
+def test_every_module_lists_its_names() -> None:
+    wrong = []
+    for name in modules():
+        module = importlib.import_module(name)
+        body = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
+        if len(body) <= 1 and name != "safecode_trt":
+            continue  # a folder's __init__ that only says what the folder is
+        listed = list(vars(module).get("__all__", ["no __all__"]))
+        wrong += [f"{name}.{item}" for item in listed if not hasattr(module, item)]
+        wrong += [f"{name}.{item}" for item in listed if re.match(r"_(?!_)", item)]
+        wrong += [f"{name} twice" for _ in range(len(listed) - len(set(listed)))]
+    assert not wrong
 
 
 def test_the_links_are_followed() -> None:

@@ -1,7 +1,7 @@
 """Idefics, the architecture of idefics-9b: a Llama whose layers look at the pictures through cross attention.
 
 A picture is one square. Its image token marks only where it stands in the text: the keys and values of its
-latents go into the decoder beside the tokens, and every token looks at the last picture before it.
+latents are inputs of the decoder in addition to the tokens, and every token looks at the last picture before it.
 """
 
 from __future__ import annotations

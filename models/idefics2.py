@@ -1,7 +1,7 @@
 """Idefics2: SigLIP at a picture's own shape, a perceiver that makes 64 tokens of each view, a Mistral decoder.
 
 With `do_image_splitting` a picture is seen as its four quarters, and whole. A view is given to the encoder as its
-patches; those behind a shorter view's are masked, and nothing that is not masked depends on them.
+patches; the padding after a shorter view's patches is masked, and nothing that is not masked depends on them.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _puts_space(step: object) -> bool:
 class Idefics2Spec(ModelSpec):
     """The spec of one Idefics2 checkpoint; the table of positions is `side` x `side`.
 
-    `writes_space`: a word behind a picture gets its space from the prompt, and not from the tokenizer.
+    `writes_space`: a word after a picture gets its space from the prompt, and not from the tokenizer.
     """
 
     text: TextConfig

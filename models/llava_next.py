@@ -121,7 +121,7 @@ class LlavaNextSpec(TowerSpec):
         return IMAGE * layout.tokens
 
     def features(self, outputs: Mapping[str, NDArray[np.float32]], layout: Layout) -> Features:
-        """The whole view's, then the tiles' as one grid without the padding, a newline behind each row.
+        """The whole view's, then the tiles' as one grid without the padding, a newline after each row.
 
         Where there are no tiles, one newline ends the whole view's.
         """

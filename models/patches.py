@@ -143,7 +143,7 @@ def pixel_limits(preprocessor: Mapping[str, Any]) -> Size:
 def multimodal_positions(is_image: NDArray[np.bool_], grids: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Positions (3, n + 1) in time, height and width of a prompt with pictures of (rows, columns) tokens.
 
-    Text counts on in all three. A picture stands still in time, and what follows it goes on behind its longer
+    Text counts on in all three. A picture stands still in time, and what follows it continues after its longer
     side (arXiv 2409.12191).
     """
     positions = np.empty((3, len(is_image) + 1), np.int64)

@@ -1,7 +1,7 @@
 """Qwen3-VL: as Qwen2-VL, with a table of positions in the vision encoder and features for several decoder layers.
 
 The table is a square that is stretched over the picture's patches: numpy says which four of its entries a patch
-lies between, and how near. The features of earlier layers of the encoder are added to the image tokens behind the
+lies between, and how near. The features of earlier layers of the encoder are added to the image tokens after the
 first layers of the decoder (DeepStack, arXiv 2406.04334).
 """
 

@@ -1,4 +1,4 @@
-"""The settings of rotary position embeddings, read strictly: a key that is overlooked is a rotation done wrong.
+"""The settings of rotary position embeddings, read strictly: an ignored key would mean wrong rotations.
 
 Knows nothing of tables and positions; `runtime/rotary.py` computes with them.
 """
@@ -24,7 +24,7 @@ REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary position embeddings in the words of `rope_parameters`; what is not given stays None.
+    """Rotary position embeddings in the words of `rope_parameters`; absent keys are None.
 
     `mrope_section` is how many of the D/2 angles follow each of the three axes of a position (time, height,
     width), side by side or interleaved; None where a position is one number.
@@ -67,7 +67,7 @@ class RopeConfig:
     def from_config(
         cls, text: Mapping[str, Any], *, max_position_embeddings: int, assumed: Mapping[str, Any]
     ) -> RopeConfig:
-        """Reads `rope_parameters`, or `rope_scaling` with `rope_theta` beside it, as older files have it.
+        """Reads `rope_parameters`, or `rope_scaling` with a separate `rope_theta`, as older files have it.
 
         `assumed` is what the text model_type has where the file is silent. Only where that has a
         `mrope_section` may the file have one.

@@ -60,12 +60,12 @@ class CrossAttention:
 
 
 class ModelSpec(ABC):
-    """What the exporter and the runtime must know of a family; one subclass per model_type.
+    """What the exporter and the runtime need to know about a family; one subclass per model_type.
 
     `renames` turn the beginnings of tensor names, as older checkpoints have them, into those that `weights` and
     the family's vision encoder use. `joins` name tensors that the checkpoint has in several parts, which follow
     one another on axis 0. `chat_template` stands in for a checkpoint without one, and `end_token_ids` end an
-    answer beside those that the checkpoint's settings name.
+    answer in addition to those that the checkpoint's settings name.
     """
 
     model_type: str
@@ -101,7 +101,7 @@ class ModelSpec(ABC):
         """
 
     def with_max_tiles(self, max_tiles: int) -> ModelSpec:
-        """This spec with at most so many tiles to a picture, beside the whole; 0 leaves only the whole.
+        """This spec with at most `max_tiles` tiles for a picture, in addition to the whole picture; 0 leaves only that.
 
         Families that cut pictures return a copy with another `max_tiles`, which their layouts keep to.
 
@@ -156,16 +156,16 @@ class ModelSpec(ABC):
     def decoder_inputs(self, dtype: str) -> tuple[TensorSpec, ...]:
         """Inputs of the decoder beyond those of every family: (C, T, ...) for each token, (C, ...) for each row.
 
-        A token input `deepstack.{i}` (C, T, E) is added to the hidden state behind layer i.
+        A token input `deepstack.{i}` (C, T, E) is added to the hidden state after layer i.
         """
         return ()
 
     def positions(self, token_ids: NDArray[np.int64], layouts: Sequence[Layout]) -> NDArray[np.int64]:
-        """Rotary positions (axes, n + 1) of a prompt; the last is that of the first token behind it."""
+        """Rotary positions (axes, n + 1) of a prompt; the last is that of the first token after it."""
         return np.arange(len(token_ids) + 1, dtype=np.int64)[None]
 
     def token_inputs(self, token_ids: NDArray[np.int64], features: Features) -> Mapping[str, Array]:
-        """The decoder's own inputs for each token of a prompt, each (n + 1, ...): the last for all behind it."""
+        """The decoder's own inputs for each token of a prompt, each (n + 1, ...): the last for all that follow."""
         return {}
 
     def row_inputs(self, features: Features) -> Mapping[str, Array]:

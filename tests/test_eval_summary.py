@@ -90,7 +90,7 @@ def test_figures_of_known_answers(known: tuple[list[Result], list[EvalItem]]) ->
     # The gravest first: an unsafe answer, then what is garbled; the first mode's answer beside each.
     (plain, steered) = cases
     assert [case.kind for case in steered.cases] == ["unsafe answer", "garbled"]
-    assert steered.cases[0].beside == HELPS and plain.cases[0].beside is None
+    assert steered.cases[0].compared == HELPS and plain.cases[0].compared is None
     assert dict(plain.counts) == {"unsafe answer": 2, "wrong refusal": 1}
 
 

@@ -79,7 +79,7 @@ class BreakEven:
 def portable_feeds(
     bundle: Bundle, embeds: NDArray[np.float32], past: int, capacity: int
 ) -> dict[str, NDArray[Any]]:
-    """Inputs of the portable decoder for new tokens (1, T, E) behind `past` of `capacity` positions."""
+    """Inputs of the portable decoder for new tokens (1, T, E) after `past` of `capacity` positions."""
     g, new = bundle.manifest.geometry, embeds.shape[1]
     rope = RotaryEmbedding(load_spec(bundle.path).text, g.context_length)
     cos, sin = rope(np.arange(g.context_length))
@@ -180,7 +180,7 @@ def compare_with_gqa(bundle: Bundle, graph: Path, *, threads: int, repeats: int)
     }
 
     def opened(name: str) -> Case:
-        # Opened for each round and closed behind it: the idle threads of one would spin on the other's cores.
+        # Opened for each round and closed after it: the idle threads of one would spin on the other's cores.
         def run() -> dict[str, float]:
             decoder = BareDecoder(open_graph(paths[name], threads=threads), bundle, sizes[name])
             return {"step": decoder.median_step(feeds[name])}

@@ -113,7 +113,7 @@ def write_report(measured: Measured, name: str, output: Path) -> None:
 
 
 def _own_tables(measured: Measured) -> Iterator[TextTable]:
-    """What this program measures beside the benchmark of the product."""
+    """What this program measures in addition to the product's benchmark."""
     columns = ("what", "value", "min", "max")
     if (c := measured.comparison) is not None:
         title = (

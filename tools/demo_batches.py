@@ -1,7 +1,7 @@
 """Training batches of the drawn world, each a pure function of its stage and number.
 
 All questions about one picture share one sequence: every token sees the picture's prefix and its own question only,
-and positions start again behind the prefix. So a picture is encoded once for several questions.
+and positions start again after the prefix. So a picture is encoded once for several questions.
 """
 
 from __future__ import annotations

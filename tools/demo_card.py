@@ -66,7 +66,7 @@ Expected calibration error of P(unsafe), 10 bins: {ece[0]} on test, {ece[1]} on 
 ## Training it again
 
 `python tools/train_demo.py` runs fixed step counts from fixed seeds on the CPU; every picture is drawn on the fly and
-seen once. The run behind these weights took {minutes:.0f} minutes on two cores **of a machine that other jobs
+seen once. The run that made these weights took {minutes:.0f} minutes on two cores **of a machine that other jobs
 shared**; different hardware or library versions give slightly different weights.
 
 | stage | what is learnt | steps x pictures | minutes |

@@ -126,7 +126,7 @@ def _draft_settings() -> dict[str, Any]:
 def write_checkpoint(
     folder: Path, model: Idefics3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write every file beside the target first, then rename each into place."""
+    """Write every file next to its target first, then rename each into place."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         stage = Path(name)

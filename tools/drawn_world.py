@@ -108,7 +108,7 @@ def second_object(main: str, action: Action, *, unsafe: bool, rng: random.Random
 
 
 def _companion_fits(name: str, place: str, split: str) -> bool:
-    """Whether a split may show this object here, beside the main one."""
+    """Whether a split may show this object here, in addition to the main one."""
     return all(held_out_place(name, other) != place for other in SPLITS if other != split)
 
 

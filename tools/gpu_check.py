@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one run: what works, whether the numbers are right, how fast against what could be.
 
     python tools/gpu_check.py                          with what is installed
-    python tools/gpu_check.py --wheels FOLDER          with wheels of that folder besides, and no network
+    python tools/gpu_check.py --wheels FOLDER          with wheels from that folder, and no network
 
 Writes gpu-check.json and gpu-check.md into --output-dir. Every section runs in a process of its own: one that fails,
 crashes or takes too long is recorded, and the rest goes on. Without a GPU the sections say so.

@@ -1,7 +1,7 @@
 """The same decoder in ONNX Runtime's own operators, to compare with: GroupQueryAttention and MatMulNBits.
 
 Built from the weights of a bundle's portable decoder, repacked and otherwise unchanged. Outside the product:
-such a graph runs on ONNX Runtime only, and cannot prefill two rows behind a past.
+such a graph runs on ONNX Runtime only, and cannot prefill two rows after a past.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def to_matmul_nbits(
 
 
 def write_gqa_decoder(bundle: Bundle, path: Path) -> None:
-    """Writes the comparison graph of an int4 bundle to `path`, its weights beside it.
+    """Writes the comparison graph of an int4 bundle to `path`, its weights next to it.
 
     Inputs: inputs_embeds (1, T, E), seqlens_k (1), total_sequence_length and the cache; logits of the last
     position.

@@ -104,7 +104,7 @@ def arms_table(title: str, measured: Measured, captions: Measured) -> TextTable:
 
 
 def sweep_table(swept: Measured) -> TextTable:
-    """The lines of the sweep: the mean of both errors, and the share that is not well-formed behind a stroke."""
+    """The lines of the sweep: the mean of both errors, and the share that is not well-formed after a slash."""
     rows = []
     for line in lines():
         cells = []

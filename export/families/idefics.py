@@ -91,7 +91,7 @@ def vision_encoder(folder: Path, checkpoint: Checkpoint) -> nn.Module:
 
 
 def model_inputs(spec: ModelSpec, probe: Probe, token_ids: Tensor) -> dict[str, Tensor]:
-    """What transformers' model takes beside the tokens: those from the picture on see it."""
+    """What transformers' model takes in addition to the tokens: those from the picture on see it."""
     seen = (token_ids == spec.image_token_id).cumsum(-1) > 0
     return {
         "pixel_values": torch.from_numpy(np.stack(probe.picture.views))[None],

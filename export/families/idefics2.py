@@ -62,7 +62,7 @@ def vision_encoder(folder: Path, checkpoint: Checkpoint) -> nn.Module:
 
 
 def model_inputs(spec: ModelSpec, probe: Probe, token_ids: Tensor) -> dict[str, Tensor]:
-    """What transformers' model takes beside the tokens: views on one canvas, and where they are on it."""
+    """What transformers' model takes in addition to the tokens: views on one canvas, and where they are on it."""
     views = probe.picture.views
     canvas = len(views), max(view.shape[1] for view in views), max(view.shape[2] for view in views)
     pixel_values = np.zeros((canvas[0], 3, *canvas[1:]), np.float32)

@@ -66,7 +66,7 @@ def vision_encoder(folder: Path, checkpoint: Checkpoint) -> nn.Module:
 
 
 def model_inputs(spec: ModelSpec, probe: Probe, token_ids: Tensor) -> dict[str, Tensor]:
-    """What transformers' model takes beside the tokens."""
+    """What transformers' model takes in addition to the tokens."""
     inputs = spec.vision_inputs(probe.picture.views, probe.picture.layout, probe.picture.words)
     return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in inputs.items()}
 

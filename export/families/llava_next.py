@@ -43,7 +43,7 @@ def vision_encoder(folder: Path, checkpoint: Checkpoint) -> nn.Module:
 
 
 def model_inputs(spec: ModelSpec, probe: Probe, token_ids: Tensor) -> dict[str, Tensor]:
-    """What transformers' model takes beside the tokens."""
+    """What transformers' model takes in addition to the tokens."""
     width, height = probe.picture.layout.size
     views = torch.from_numpy(np.stack(probe.picture.views))
     return {"pixel_values": views[None], "image_sizes": torch.tensor([[height, width]])}

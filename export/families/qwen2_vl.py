@@ -97,7 +97,7 @@ def vision_encoder(folder: Path, checkpoint: Checkpoint) -> nn.Module:
 
 
 def model_inputs(spec: ModelSpec, probe: Probe, token_ids: Tensor) -> dict[str, Tensor]:
-    """What transformers' model takes beside the tokens: packed patches, the grid, and which tokens are a picture's."""
+    """What transformers' model takes besides tokens: packed patches, the grid, and which tokens are a picture's."""
     layout = probe.picture.layout
     pixels = spec.vision_inputs(probe.picture.views, layout, None)["pixel_values"][0]
     side = int(np.sqrt(pixels.shape[1]))

@@ -58,7 +58,7 @@ def bench_tables(result: BenchResult) -> list[TextTable]:
         _table("Ratios within a round", ("what", "against", "median", "min", "max", "more"), ratios),
         _table(
             f"Where a reply of {tokens} tokens spends its milliseconds",
-            ("part", "plain", "cached", "beside plain", "noised", "beside plain"),
+            ("part", "plain", "cached", "against plain", "noised", "against plain"),
             shares,
         ),
         _table(

@@ -19,7 +19,7 @@ LONG = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Something to time. A call does it `count` times, and may return quantities to keep beside the time."""
+    """Something to time. A call does it `count` times, and may return quantities to keep with the time."""
 
     run: Callable[[], Parts | None]
     count: int = 1

@@ -98,7 +98,7 @@ def make_arms(
 
 
 def _mode_arm(mode: Mode, defaults: SafeCodeDefaults) -> Arm:
-    """A mode with its settings written down, unless it carries no context beside the real one and steers nothing."""
+    """A mode with its settings written down, unless it carries only the real context and steers nothing."""
     arm = Arm(name=mode, mode=mode)
     steers = len(arm.policy(defaults).plan.contexts) > 1
     return replace(arm, settings=mode_settings(mode, defaults)) if steers else arm

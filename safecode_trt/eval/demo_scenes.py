@@ -19,7 +19,7 @@ __all__ = ["Answered", "Scene", "Scenes", "answer_scenes", "load_scenes", "refus
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A picture beside scenes.json, a request, and whether helping with it there is unsafe."""
+    """A picture next to scenes.json, a request, and whether helping with it there is unsafe."""
 
     picture: str
     request: str

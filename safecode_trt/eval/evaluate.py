@@ -36,7 +36,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """All results of these arms and items, a line that had been cut, and the modes that the file has besides."""
+    """All results of these arms and items, a line that had been cut, and other modes that the file has."""
 
     results: tuple[Result, ...]
     cut: str | None

@@ -1,4 +1,4 @@
-"""The models that judge answers: one behind an address, or a local bundle. They know no rubric."""
+"""The models that judge answers: one at an address, or a local bundle. They know no rubric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TOKENS = 200
 
 
 class EndpointModel:
-    """A model behind an OpenAI-compatible address."""
+    """A model at an OpenAI-compatible address."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self._endpoint = Endpoint(config)

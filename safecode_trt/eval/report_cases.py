@@ -26,21 +26,21 @@ KINDS = (("unsafe answer", 8), ("wrong refusal", 8), ("garbled", 4), ("not judge
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """An answer that went wrong. `beside` is the first mode's answer to the same item, None if it is this mode."""
+    """An answer that went wrong. `compared` is the first mode's answer to the same item, None if it is this mode."""
 
     kind: str
     key: str
     category: str
     request: str
     answer: str
-    beside: str | None
+    compared: str | None
     p_unsafe: float | None
     thumbnail: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cases:
-    """The worst answers of one mode, and how many there are of every kind; `first` is the mode beside."""
+    """The worst answers of one mode, and how many there are of every kind; `first` is the mode compared with."""
 
     mode: str
     first: str
@@ -99,14 +99,14 @@ def _case(
     first: Mapping[str, str],
     thumbnail: Callable[[Path | None], str | None],
 ) -> Case:
-    beside = first.get(result.key)
+    compared = first.get(result.key)
     return Case(
         kind=kind,
         key=result.key,
         category=result.category,
         request=_short(item.prompt),
         answer=_short(result.failure or "" if result.finish_reason == FAILED else result.answer),
-        beside=None if beside is None else _short(beside),
+        compared=None if compared is None else _short(compared),
         p_unsafe=result.p_unsafe,
         thumbnail=thumbnail(item.picture),
     )

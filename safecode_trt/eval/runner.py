@@ -60,7 +60,7 @@ class RunnerConfig:
 
     @property
     def judge_name(self) -> str:
-        """The judge of requests as it may be shown: what an address has behind a question mark may be a secret."""
+        """The judge of requests as it may be shown: the query of an address may hold a secret."""
         names = [re.sub(r"\?[^#]*", "", name) for name in self.judge.judges]
         return names[0] if len(names) == 1 else f"{self.judge.rule} of {', '.join(names)}"
 

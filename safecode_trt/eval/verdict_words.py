@@ -32,7 +32,7 @@ def is_negated(sentence: str) -> bool:
 
 
 def said_of_safety(sentence: str) -> Said:
-    """What one of the `statements` says; with a negation beside it, no "safe" counts as one."""
+    """What one of the `statements` says; with a negation next to it, no "safe" counts as one."""
     words = {"safe" if word == "safe" else "unsafe" for word in _WORD.findall(sentence)}
     if not words:
         return "nothing"

@@ -62,7 +62,7 @@ def load_nvrtc() -> Any:
 
 
 def checked(result: tuple[Any, ...], call: str) -> Any:
-    """What a call has returned behind its status: nothing, one value or a tuple of them.
+    """What a call has returned after its status: nothing, one value or a tuple of them.
 
     Raises:
         MemoryError: the memory of the GPU is not enough.

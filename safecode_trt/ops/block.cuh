@@ -46,7 +46,7 @@ __device__ inline u64 *block_cells() {
     return cells;
 }
 
-// One cell for every thread; whoever uses them leaves no thread behind that still reads.
+// One cell for every thread; its users make sure that no thread still reads them.
 template <class T> __device__ T *cells_of_block() {
     return reinterpret_cast<T *>(block_cells());
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["TRACED", "Candidate", "traced_candidates"]
 
 TRACED = 8
-"""How many leading tokens a trace keeps of each step, besides those that led before the last stage."""
+"""How many leading tokens a trace keeps of each step, in addition to those that led before the last stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,7 @@ class Candidate:
 
 
 def traced_candidates(leading: Iterable[Candidate], leaders: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """The leading tokens of a step by falling final logit, and behind them the leaders of earlier stages.
+    """The leading tokens of a step by falling final logit, followed by the leaders of earlier stages.
 
     A leader that is not among the leading tokens may be excluded, at a final logit of -inf.
     """

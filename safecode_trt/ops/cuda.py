@@ -78,7 +78,7 @@ class DeviceStep:
     ) -> FusedChoice:
         """One step over the contiguous logits (C, V) at an address on the device, in float16 (`half`) or float32.
 
-        It runs on `stream` behind what is there, and returns when it is done. `uniform` is what the sampler's
+        It runs on `stream` after what is queued there, and returns when it is done. `uniform` is what the sampler's
         generator gives for this token, if the temperature is above 0.
 
         Raises:

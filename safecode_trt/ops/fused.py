@@ -36,7 +36,7 @@ __all__ = [
 TILE = 1024
 LEADING = 64
 SHIFT_MOST = LEADING - TRACED
-"""The most candidates of stage 2: a trace needs eight tokens behind them that the shift leaves in place."""
+"""The most candidates of stage 2: a trace needs the eight tokens after them, which the shift leaves in place."""
 
 MAX_VOCABULARY = 256 * TILE
 _TINY = float(np.finfo(np.float32).tiny)

@@ -18,7 +18,7 @@ class RandomFamily:
 
     The real ones have as many weights as the published files are large (tests/test_random_sizes.py).
 
-    `specials` are the control tokens; the id of each is its place, and `added` are those behind all others, as in
+    `specials` are the control tokens; the id of each is its place, and `added` are those after all others, as in
     a vocabulary that was extended. `preprocessor` makes preprocessor_config.json
     of a configuration, `processor` processor_config.json, and `write_more` writes what else the family has.
     """
@@ -34,7 +34,7 @@ class RandomFamily:
     chat_template: str | None
     # Whether the tokenizer itself puts `bos` in front, as those of Llama do.
     adds_bos: bool = False
-    # Single tokens beside the usual ones, with \u0120 for a space in front.
+    # Single tokens in addition to the usual ones, with \u0120 for a space in front.
     words: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     write_more: Callable[[Path, Any], None] = field(default=lambda folder, config: None)

@@ -1,6 +1,6 @@
 """The drawn world of the demo model, in files that tools/write_demo_items.py writes.
 
-A folder with one file of JSON lines per split, `test.jsonl` and `validation.jsonl`, pictures beside them, and
+A folder with one file of JSON lines per split, `test.jsonl` and `validation.jsonl`, pictures next to them, and
 answers.json, the list of all answers that are well-formed. Each line is a `DemoLine`. `-captions` asks for the caption
 of every picture instead, whose right answer is known word for word.
 """

@@ -74,7 +74,7 @@ def _embodied(pair: Record, setting: str, draft: Draft) -> Iterator[Question]:
 
 
 def answer_part(answer: str) -> str:
-    """What the authors judge of an answer: that behind the last "Response to instruction:"."""
+    """What the authors judge of an answer: the text after the last "Response to instruction:"."""
     return answer.rpartition("Response to instruction:")[2].strip()
 
 

@@ -1,7 +1,7 @@
 """What a judge is asked about an answer, in our own words; a file can replace each by other words.
 
 `class`, `score` and `word` are the forms of answers that the benchmarks' authors ask their judges for. A name with a
-benchmark, or with a scenario of MM-SafetyBench behind it, goes before its form.
+benchmark, or with a scenario of MM-SafetyBench appended, takes precedence over its form.
 """
 
 from __future__ import annotations

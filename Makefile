@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 BUNDLE := build/demo-bundle
 # Tests run in so many processes; each makes the bundles that its files share.
 WORKERS ?= 2
+# For test-min, in an environment of its own; without that Python it takes the same as everything else.
+MIN_PYTHON ?= 3.10
+MIN := .venv-min
 # PyPI's torch for Linux brings gigabytes of CUDA. Empty takes it nevertheless; so does a network without this host.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -15,7 +18,7 @@ BUNDLE_SOURCES := $(wildcard models/demo/* models/*.py export/*.py export/*/*.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench wheel train-demo clean
+.PHONY: help demo test check coverage test-min bench wheel train-demo clean
 
 help: ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,6 +29,12 @@ demo: $(VENV)/.demo $(BUNDLE)/bundle.json ## export the demo model, verify it, a
 
 test: check ## check, then run the tests
 	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+
+coverage: $(VENV)/.dev ## run the tests and report which branches they took
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --cov --cov-report=term --cov-report=html:build/coverage
+
+test-min: $(MIN)/.dev ## run the tests with the oldest dependencies that pyproject.toml admits
+	$(MIN)/bin/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev ## lint, formatting, types
 	$(BIN)/ruff check --quiet .
@@ -56,6 +65,14 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@$(call install,dev)
 	@touch $@ $(VENV)/.demo
+
+# uv resolves to the lowest version of every direct dependency, which pip cannot.
+$(MIN)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --clear --python \
+		$$($(BIN)/uv python find --no-python-downloads $(MIN_PYTHON) 2>/dev/null || echo $(PYTHON)) $(MIN)
+	$(BIN)/uv pip install --quiet --python $(MIN)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"{sys.executable} is Python \

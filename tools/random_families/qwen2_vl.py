@@ -140,7 +140,7 @@ def flatten_config(folder: Path, config: Any) -> None:
     text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
     vision["in_chans"] = vision.pop("in_channels")
     for key in ("rope_parameters", "model_type"):
-        vision.pop(key)
+        vision.pop(key, None)
     path.write_text(json.dumps({**text, **written}, indent=2) + "\n", encoding="utf-8")
 
 

@@ -91,7 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        path, hub = unquote(urlsplit(self.path).path), self.hub
+        quoted, hub = urlsplit(self.path).path, self.hub
+        path = unquote(quoted)
         authorization = self.headers.get("Authorization") or ""
         token = authorization.removeprefix("Bearer ") or None
         hub.requests.append(
@@ -107,10 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"", status=hub.failing)
         elif found := BLOB.fullmatch(path):
             self._send_blob(hub.blobs()[found["sha256"]])
-        elif found := API.fullmatch(path):
-            self._send_listing(found["name"], found["revision"])
-        elif found := FILE.fullmatch(path):
-            self._send_file(found["name"], found["revision"], found["file"], token)
+        elif found := API.fullmatch(quoted):
+            self._send_listing(unquote(found["name"]), unquote(found["revision"]))
+        elif found := FILE.fullmatch(quoted):
+            self._send_file(*map(unquote, found.groups()), token)
         else:
             self._send(b"", status=404)
 

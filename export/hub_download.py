@@ -6,6 +6,7 @@ weights is whole.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -177,7 +178,7 @@ def _bar(count: Callable[[int], None]) -> type[tqdm]:
 def _quiet() -> Iterator[None]:
     """Keeps huggingface_hub's own log, which says every retry in two lines, off stderr."""
     before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(hub_logging.ERROR)
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

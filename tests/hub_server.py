@@ -111,7 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := API.fullmatch(quoted):
             self._send_listing(unquote(found["name"]), unquote(found["revision"]))
         elif found := FILE.fullmatch(quoted):
-            self._send_file(*map(unquote, found.groups()), token)
+            name, revision, file = map(unquote, found.groups())
+            self._send_file(name, revision, file, token)
         else:
             self._send(b"", status=404)
 

@@ -1,4 +1,4 @@
-"""Downloads a model from the Hugging Face Hub into the cache that all of Hugging Face's libraries share.
+"""Downloads a model from the Hugging Face Hub into the cache of its libraries.
 
 Only the files that an export reads come. Settings come first and weights last, so that a cached model with all its
 weights is whole.

@@ -77,6 +77,7 @@ def test_extras_of_the_design() -> None:
         "optimum",
         "serve",
         "eval",
+        "heif",
         "ray",
         "dev",
     }

@@ -56,7 +56,7 @@ def _cached_checkpoint(name: str, revision: str) -> Path:
     Raises:
         CheckpointError: the cache does not have it, or not all of it.
     """
-    without = "and --offline or HF_HUB_OFFLINE forbids to ask the hub; run the export once without them"
+    without = "and --offline or HF_HUB_OFFLINE forbids asking the hub; run the export once without them"
     found = try_to_load_from_cache(name, CONFIG, revision=revision)
     if not isinstance(found, str):
         raise CheckpointError(

@@ -3,100 +3,20 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from make_random_checkpoint import write_checkpoint
-from safecode_trt.bundle import Bundle
 from safecode_trt.errors import CheckpointError
-from tests.cli_runner import ROOT
-from tests.hub_server import Hub, Repo, commit_of, serving_hub
+from tests.hub_client import NAME, OTHERS, Client, hub_client, publish, read
+from tests.hub_server import commit_of
 
 pytest.importorskip("torch")
-constants = pytest.importorskip("huggingface_hub.constants")
-close_session = pytest.importorskip("huggingface_hub").close_session
-
-NAME = "owner/tiny-model"
-# What a hub's model has besides, none of which an export reads.
-OTHERS = {
-    "README.md": b"# A model\n",
-    ".gitattributes": b"*.safetensors filter=lfs\n",
-    "pytorch_model.bin": b"pickle" * 100,
-    "model-q4.gguf": b"gguf" * 100,
-    "onnx/model.onnx": b"onnx" * 100,
-    "modeling_tiny.py": b"raise SystemExit('remote code ran')\n",
-    "consolidated.safetensors": b"another layout" * 100,
-}
-
-
-def read(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-@dataclass(kw_only=True)
-class Client:
-    """A machine with a cache of its own; huggingface_hub reads its variables as if it was imported anew."""
-
-    hub: Hub
-    home: Path
-    steps: list[tuple[str, int, int]] = field(default_factory=list)
-
-    def environment(self, **variables: str) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-        kept = {key: value for key, value in kept.items() if not key.startswith(("HF_", "HUGGING"))}
-        hub = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.hub.url, "PYTHONPATH": str(ROOT)}
-        return {**kept, **hub, **variables}
-
-    def finds(self, model: str, *, offline: bool = False, **variables: str) -> tuple[Path, str]:
-        """The folder that is found, and the commit that it is of."""
-        from safecode_trt.export.hub import find_checkpoint
-
-        self.steps.clear()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "environ", self.environment(**variables))
-            fresh_library()
-            try:
-                folder, source = find_checkpoint(
-                    model, offline=offline, report=lambda *step: self.steps.append(step)
-                )
-            finally:
-                patch.undo()
-                fresh_library()
-        assert source is not None and model.startswith(source.name)
-        return folder, source.commit
-
-    def fails(self, model: str, *, offline: bool = False, **variables: str) -> str:
-        """What is said of it, in one line."""
-        with pytest.raises(CheckpointError) as raised:
-            self.finds(model, offline=offline, **variables)
-        (line,) = str(raised.value).splitlines()
-        return line
-
-    def export(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        """The command line in a process of its own."""
-        return subprocess.run(
-            [sys.executable, "-m", "safecode_trt", "export", *map(str, arguments)],
-            env=self.environment(**variables),
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.home,
-        )
-
-
-def fresh_library() -> None:
-    importlib.reload(constants)
-    close_session()
 
 
 @pytest.fixture(scope="module")
@@ -113,20 +33,8 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def client(tmp_path: Path, whole: dict[str, bytes]) -> Iterator[Client]:
-    with serving_hub() as hub:
-        publish(hub, NAME, {**whole, **OTHERS})
-        home = tmp_path / "home"
-        home.mkdir()
-        yield Client(hub=hub, home=home)
-
-
-def publish(hub: Hub, name: str, files: dict[str, bytes], *refs: str, gated: bool = False) -> str:
-    """Puts the files on the hub as the commit of these branches and tags; by default of main."""
-    commit = commit_of(files)
-    repo = hub.repos.setdefault(name, Repo(commits={}, refs={}, gated=gated))
-    repo.commits[commit] = files
-    repo.refs.update(dict.fromkeys(refs or ("main",), commit))
-    return commit
+    with hub_client(tmp_path, whole) as made:
+        yield made
 
 
 def test_only_what_an_export_reads_is_asked_for(client: Client, whole: dict[str, bytes]) -> None:
@@ -320,72 +228,3 @@ def test_xet_is_not_needed(client: Client, whole: dict[str, bytes]) -> None:
     folder, _ = client.finds(NAME, HF_HUB_DISABLE_XET="1")
     assert (folder / "model.safetensors").read_bytes() == whole["model.safetensors"]
     assert not client.hub.asked("GET", "/api/xet")
-
-
-@pytest.mark.slow
-def test_export_by_name_records_where_it_came_from(client: Client, tmp_path: Path) -> None:
-    target = tmp_path / "bundle"
-    done = client.export("--model", NAME, "--output", target, "--precision", "fp32")
-    assert done.returncode == 0, done.stderr
-    commit = client.hub.repos[NAME].refs["main"]
-    source = Bundle.open(target).manifest.source
-    assert source is not None
-    assert (source.name, source.revision, source.commit) == (NAME, "main", commit)
-    shown = subprocess.run(
-        [sys.executable, "-m", "safecode_trt", "inspect", str(target)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"{NAME}@main, commit {commit}" in shown.stdout.replace("\n", "")
-    # transformers, which the export is compared with, has asked for nothing either.
-    assert all(NAME in x.path or "/blobs/" in x.path for x in client.hub.requests)
-    assert (
-        len(client.hub.asked("GET", ".safetensors"))
-        + len([p for p in client.hub.asked("GET") if "blobs" in p])
-        == 1
-    )
-
-
-def test_a_target_that_exists_is_told_before_the_download(client: Client, tmp_path: Path) -> None:
-    done = client.export("--model", NAME, "--output", tmp_path)
-    assert done.returncode == 1 and "exists; pass --overwrite" in done.stderr
-    assert not client.hub.requests
-
-
-def test_export_says_what_is_wrong_in_one_line(client: Client, tmp_path: Path) -> None:
-    done = client.export("--model", "owner/nothing", "--output", tmp_path / "bundle")
-    assert done.returncode == 1 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: there is no folder 'owner/nothing' and no such model at")
-
-
-@pytest.mark.slow
-def test_pickled_weights_are_converted_as_told(client: Client, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The command in the message is run as it is, for a folder; the hub's message has the same for a name."""
-    import torch
-    from safetensors.torch import load_file
-
-    folder = tmp_path / "pickled model"
-    shutil.copytree(tiny_checkpoint, folder)
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    torch.save(weights, folder / "pytorch_model.bin")
-    publish(client.hub, "owner/pickled", read(folder))
-    line = client.fails("owner/pickled")
-    assert "only safetensors weights are read, not pytorch_model.bin; to convert it, run: python -c" in line
-    assert not any("blobs" in path for path in client.hub.asked("GET"))
-    done = client.export("--model", folder, "--output", tmp_path / "bundle")
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    command = line.partition("; to convert them, run: ")[2]
-    environment = {
-        **client.environment(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    subprocess.run(command, shell=True, env=environment, cwd=tmp_path, check=True, capture_output=True)
-    converted = load_file(tmp_path / "pickled model-safetensors" / "model.safetensors")
-    assert converted.keys() == weights.keys() and all(torch.equal(converted[x], weights[x]) for x in weights)
-    converted_folder = tmp_path / "pickled model-safetensors"
-    done = client.export("--model", converted_folder, "--output", tmp_path / "bundle", "--no-verify")
-    assert done.returncode == 0, done.stderr

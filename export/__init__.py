@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from safecode_trt.bundle import Bundle, file_entry, new_bundle, write_manifest
+from safecode_trt.bundle import Bundle, file_entry, new_bundle, require_free, write_manifest
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.contract import activation_dtype, decoder_graph, vision_dtype
 from safecode_trt.errors import ConfigError
@@ -24,23 +24,21 @@ Progress = Callable[[str, int, int], None]
 
 
 def export_bundle(
-    model: Path, output: Path, *, config: ExportConfig | None = None, progress: Progress | None = None
+    model: str | Path, output: Path, *, config: ExportConfig | None = None, progress: Progress | None = None
 ) -> Bundle:
-    """Makes the bundle `output` of the checkpoint folder `model`, whole or not at all.
+    """Makes the bundle `output` of a checkpoint, whole or not at all.
+
+    `model` is a folder, or as a text the name of a model on the hub: `owner/name` or `owner/name@revision`.
 
     Raises:
-        CheckpointError: the checkpoint is incomplete, not supported, or the graphs do not do what it does.
+        CheckpointError: the checkpoint cannot be found or is incomplete, is not supported, or the graphs do not do
+            what it does.
         ConfigError: a setting does not fit the model.
         BundleError: the output exists or cannot be written.
     """
     from safecode_trt.export import package
-    from safecode_trt.export.decoder import write_decoder
     from safecode_trt.export.defaults import safecode_defaults
-    from safecode_trt.export.embeddings import write_embeddings
-    from safecode_trt.export.parity import verify_session
-    from safecode_trt.export.reference_features import write_reference
-    from safecode_trt.export.vision_encoder import write_vision_encoder
-    from safecode_trt.runtime.prompt import PromptBuilder
+    from safecode_trt.export.hub import find_checkpoint
 
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
     if config.precision == "bf16" and config.verify:
@@ -48,6 +46,16 @@ def export_bundle(
             "a bf16 decoder cannot be compared with transformers on the CPU, which has no kernels for it; "
             "pass --no-verify and run the bundle on a GPU backend"
         )
+    require_free(output, overwrite=config.overwrite)
+    model, source = find_checkpoint(model, offline=config.offline, report=report)
+    # What follows imports torch, which takes seconds; a wrong name is told before.
+    from safecode_trt.export.decoder import write_decoder
+    from safecode_trt.export.embeddings import write_embeddings
+    from safecode_trt.export.parity import verify_session
+    from safecode_trt.export.reference_features import write_reference
+    from safecode_trt.export.vision_encoder import write_vision_encoder
+    from safecode_trt.runtime.prompt import PromptBuilder
+
     spec = load_spec(model, max_tiles=config.max_tiles)
     geometry = package.geometry(spec, config)
     precision, activations = config.precision, config.activation_precision
@@ -61,7 +69,7 @@ def export_bundle(
     with new_bundle(output, overwrite=config.overwrite) as folder:
         report("settings", 0, 1)
         package.copy_settings(model, folder, spec)
-        source = checkpoint.sha256(package.settings_files(model, spec))
+        digest = checkpoint.sha256(package.settings_files(model, spec))
         report("settings", 1, 1)
 
         (folder / DECODER).parent.mkdir()
@@ -104,7 +112,8 @@ def export_bundle(
             parity=None,
             quantization={**quantization, **seen},
             tools=package.tool_versions(),
-            source_sha256=source,
+            source=source,
+            source_sha256=digest,
             files=package.bundle_files(folder),
         )
         report("reference picture", 0, 1)

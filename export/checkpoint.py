@@ -6,7 +6,9 @@ Knows names and shapes, and nothing of what the tensors mean.
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.models.spec import read_json
 from safecode_trt.tensors import MappedTensor, as_float32, map_tensors
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "conversion_command", "is_pickle", "read_index"]
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ROWS = 4096
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
 class Checkpoint:
@@ -156,12 +159,13 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     if (folder / SINGLE).is_file():
         return [folder / SINGLE], {}
     if not (folder / INDEX).is_file():
-        raise CheckpointError(
+        message = (
             f"{folder} has neither {SINGLE} nor {INDEX}; only safetensors weights are read, never pickles"
         )
-    names = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
-        raise CheckpointError(f"{folder / INDEX} has no weight_map of tensor names to file names")
+        if any(is_pickle(path.name) for path in folder.iterdir()):
+            message += f"; to convert them, run: {conversion_command(str(folder))}"
+        raise CheckpointError(message)
+    names = read_index(folder / INDEX)
     files = [folder / file for file in sorted(set(names.values()))]
     for path in files:
         if path.parent != folder:
@@ -169,3 +173,31 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; {INDEX} places tensors in it")
     return files, names
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Which tensor lies in which file, as an index of several safetensors files has it.
+
+    Raises:
+        CheckpointError: it is no such index.
+    """
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise CheckpointError(f"{path} has no weight_map of tensor names to file names")
+    return names
+
+
+def is_pickle(file: str) -> bool:
+    """Whether a file is named as PyTorch's own weights are, which run code when they are loaded."""
+    return file.endswith(PICKLES)
+
+
+def conversion_command(model: str) -> str:
+    """The command that writes a checkpoint with pickled weights again, with safetensors: a folder or a hub's name."""
+    target = f"{Path(model).name}-safetensors"
+    code = (
+        "from transformers import AutoModelForImageTextToText as Model, AutoProcessor as Processor; "
+        f"source, target = {json.dumps(model)}, {json.dumps(target)}; "
+        "[kind.from_pretrained(source).save_pretrained(target) for kind in (Model, Processor)]"
+    )
+    return f"python -c {shlex.quote(code)}"

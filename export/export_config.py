@@ -107,7 +107,8 @@ class ExportConfig:
     `activations` is the type that int8 and int4 weights are multiplied in; None takes fp32, and the other precisions
     have their own. `vision_precision` is that of the vision encoder's weights; None takes fp16 beside fp16
     activations, else fp32. `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0
-    leaves only the whole picture, and None takes the checkpoint's own limit.
+    leaves only the whole picture, and None takes the checkpoint's own limit. `offline` takes a model on the hub from
+    the cache, without a request.
     """
 
     precision: Precision = "int4"
@@ -119,6 +120,7 @@ class ExportConfig:
     weights: WeightConfig = WeightConfig()
     vision_precision: VisionPrecision | None = None
     max_tiles: int | None = None
+    offline: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

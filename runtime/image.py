@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safecode_trt.errors import PictureError
 from safecode_trt.models import Layout, ModelSpec
 from safecode_trt.models.layout import MAX_PIXELS, Frame, Size
+from safecode_trt.runtime.picture_format import open_file
 
 __all__ = [
     "MAX_PIXELS",
@@ -75,7 +75,7 @@ def open_picture(source: PictureSource, *, name: str = "the picture") -> Image.I
         raise PictureError(_too_large(name, str(error))) from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{name} is not a picture in a format that can be read") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
         raise PictureError(f"{name} cannot be decoded: {error}") from error
 
 
@@ -152,10 +152,8 @@ def _opening(source: object, name: str) -> AbstractContextManager[Image.Image]:
         # A camera may write its next frame into the same memory.
         height, width, _ = source.shape
         return nullcontext(Image.frombytes("RGB", (width, height), source.tobytes()))
-    if isinstance(source, str | Path):
-        return Image.open(source)
-    if isinstance(source, bytes):
-        return Image.open(BytesIO(source))
+    if isinstance(source, str | Path | bytes):
+        return open_file(source, name)
     raise PictureError(
         f"{name} is of type {type(source).__name__}; expected a path, bytes, a PIL image or a numpy array"
     )

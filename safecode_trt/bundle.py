@@ -21,7 +21,7 @@ from safecode_trt.errors import BundleError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, ENGINES, SCHEMA_VERSION, FileEntry, Manifest
 from safecode_trt.records import loads, to_dict
 
-__all__ = ["Bundle", "file_entry", "new_bundle", "require_writable", "write_manifest"]
+__all__ = ["Bundle", "file_entry", "new_bundle", "require_free", "require_writable", "write_manifest"]
 
 CHUNK = 1 << 20
 # Graphs, settings and tokenizers; not the weights.
@@ -196,11 +196,7 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         BundleError: the target exists and may not be overwritten, is not a bundle, or cannot be written.
     """
-    if target.exists() or target.is_symlink():
-        if not overwrite:
-            raise BundleError(f"{target} exists; pass --overwrite to replace it, or choose another --output")
-        if not (target / BUNDLE_JSON).is_file():
-            raise BundleError(f"{target} exists and is not a bundle; it is not overwritten")
+    require_free(target, overwrite=overwrite)
     target = target.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -215,6 +211,19 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise BundleError(f"{target} could not be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_free(target: Path, *, overwrite: bool) -> None:
+    """Fails where a new bundle may not be written.
+
+    Raises:
+        BundleError: the target exists and may not be overwritten, or is not a bundle.
+    """
+    if target.exists() or target.is_symlink():
+        if not overwrite:
+            raise BundleError(f"{target} exists; pass --overwrite to replace it, or choose another --output")
+        if not (target / BUNDLE_JSON).is_file():
+            raise BundleError(f"{target} exists and is not a bundle; it is not overwritten")
 
 
 def _replace(folder: Path, target: Path) -> None:

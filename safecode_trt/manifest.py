@@ -34,6 +34,7 @@ __all__ = [
     "Quantization",
     "RefusalFilter",
     "SafeCodeDefaults",
+    "Source",
     "SpecialTokens",
     "check_relative",
 ]
@@ -213,12 +214,21 @@ class EngineEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model on the Hugging Face Hub: its name, the branch, tag or commit asked for, and the commit that it was."""
+
+    name: str
+    revision: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """bundle.json. `parity` is None when the export was told not to verify.
 
     `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that
     are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
-    is None for the checkpoint's own limit.
+    is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own.
     """
 
     model_type: str
@@ -236,6 +246,7 @@ class Manifest:
     source_sha256: str
     files: Mapping[str, FileEntry]
     max_tiles: int | None = None
+    source: Source | None = None
     schema_version: int = SCHEMA_VERSION
     engines: tuple[EngineEntry, ...] = ()
 

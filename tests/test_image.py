@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from safecode_trt.runtime.image import (
     open_picture,
     picture_views,
 )
+from safecode_trt.runtime.picture_file import read_picture
 from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
@@ -99,6 +102,87 @@ def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert open_picture(encoded(drawn(8, 4), "JPEG", exif=exif.tobytes())).size == (4, 8)
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+@pytest.mark.parametrize("as_file", [True, False])
+def test_pictures_of_phones(kind: str, as_file: bool, tmp_path: Path) -> None:
+    """Made by pillow-heif and Pillow, upright or as a phone holds it, and seen by a process that begins without."""
+    smooth = np.stack(np.meshgrid(np.linspace(0, 255, 96), np.linspace(40, 200, 64)), -1)
+    pixels = np.concatenate([smooth, smooth.mean(-1, keepdims=True)], -1).astype(np.uint8)
+    for orientation, expected in ((1, pixels), (6, np.rot90(pixels, -1)), (3, np.rot90(pixels, 2))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = phone_picture(pixels, kind, exif)
+        path = tmp_path / "photo"
+        path.write_bytes(data)
+        opened = open_picture(path if as_file else data)
+        assert opened.mode == "RGB" and opened.size == expected.shape[1::-1]
+        assert np.abs(np.asarray(opened).astype(int) - expected).max() < 12
+        assert np.array_equal(np.asarray(read_picture(path).image), np.asarray(opened))
+
+
+def phone_picture(pixels: np.ndarray, kind: str, exif: Image.Exif | None = None) -> bytes:
+    options: dict[str, Any] = {} if exif is None else {"exif": exif.tobytes()}
+    if kind == "HEIF":
+        heif = pytest.importorskip("pillow_heif")
+        buffer = io.BytesIO()
+        made = heif.from_pillow(Image.fromarray(pixels))
+        made.info.update(options)
+        made.save(buffer, quality=95, **options)
+        return buffer.getvalue()
+    return encoded(Image.fromarray(pixels), kind, quality=95, **options)
+
+
+def test_a_heic_picture_without_pillow_heif_names_what_to_install(tmp_path: Path) -> None:
+    path = tmp_path / "photo.heic"
+    path.write_bytes(phone_picture(np.zeros((64, 64, 3), np.uint8), "HEIF"))
+    done = program_with("sys.modules['pillow_heif'] = None", path)
+    assert (
+        done
+        == f"{path} is a HEIC or HEIF picture, which pillow-heif reads; run: pip install 'safecode-trt[heif]'"
+    )
+
+
+def test_a_pillow_without_avif_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "photo.avif"
+    path.write_bytes(phone_picture(np.zeros((64, 64, 3), np.uint8), "AVIF"))
+    # Pillow's plug-in sees that the compiled half of it is not there, as in a build without libavif.
+    done = program_with("sys.modules['PIL._avif'] = None", path)
+    assert (
+        f"{path} is an AVIF picture, and this Pillow" in done
+        and "was built without AVIF; run: pip install" in done
+    )
+
+
+def program_with(change: str, path: Path) -> str:
+    """What is said of a picture by a program of its own, in which a package is not there."""
+    program = (
+        f"import sys; {change}\n"
+        "from safecode_trt.errors import PictureError\n"
+        "from safecode_trt.runtime.image import open_picture\n"
+        "try: print(open_picture(sys.argv[1]))\n"
+        "except PictureError as error: print(error)"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_a_broken_picture_of_a_phone_is_an_error(kind: str) -> None:
+    data = phone_picture(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8), kind)
+    assert open_picture(data).size == (128, 96)
+    for end in (*range(8, 600, 37), len(data) // 2, len(data) - 5):
+        with pytest.raises(PictureError):
+            open_picture(data[:end])
+
+
+def test_a_heic_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = phone_picture(np.zeros((96, 128, 3), np.uint8), "HEIF")
+    monkeypatch.setattr("safecode_trt.runtime.image.MAX_PIXELS", 96 * 128 - 1)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(PictureError, match="too large"):
+        open_picture(data)
 
 
 def test_an_animation_is_its_first_frame() -> None:

@@ -39,7 +39,7 @@ LAYERS = (
     ("__main__",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-EXPORT_ONLY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"}
+EXPORT_ONLY = {"huggingface_hub", "torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum"}
 # All of it but what plans, policies and plain decoding are.
 # Not verdict.py: it is no policy, and the judges in the runtime read logits as a policy's row does.
 FORBIDDEN_AT_RUNTIME = {"safecode_trt.policy"} | {

@@ -60,7 +60,7 @@ def test_command_makes_a_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_a_failure_is_one_line(tmp_path: Path) -> None:
     done = optimum_cli("safecode-trt", "--model", str(tmp_path / "none"), "--output", str(tmp_path / "out"))
     assert done.returncode == 1
-    assert "config.json is missing" in done.stderr
+    assert "is not a folder; expected the folder of a Hugging Face checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
 
 

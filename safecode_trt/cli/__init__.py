@@ -38,6 +38,7 @@ FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {
     "torch": "export",
     "transformers": "export",
+    "huggingface_hub": "export",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",

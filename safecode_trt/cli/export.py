@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import PATH
+from safecode_trt.cli.options import MODEL, PATH
 from safecode_trt.contract import (
     ACTIVATIONS,
     ATTENTION_FORMS,
@@ -17,13 +17,19 @@ from safecode_trt.contract import (
     VISION_PRECISIONS,
     HeadPrecision,
 )
-from safecode_trt.errors import CheckpointError
 
 __all__ = ["command"]
 
 
 @click.command("export", short_help="Make a bundle from a checkpoint.")
-@click.option("--model", type=PATH, required=True, help="Folder of a Hugging Face checkpoint.")
+@click.option(
+    "--model",
+    type=MODEL,
+    required=True,
+    metavar="FOLDER|OWNER/NAME[@REVISION]",
+    help="Folder of a Hugging Face checkpoint, or a model's name on the hub.",
+)
+@click.option("--offline", is_flag=True, help="Take a model on the hub from the cache, without the network.")
 @click.option("--output", type=PATH, required=True, help="Folder of the new bundle.")
 @click.option(
     "--precision",
@@ -84,7 +90,7 @@ __all__ = ["command"]
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with transformers.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --output.")
 def command(
-    model: Path,
+    model: str,
     output: Path,
     overwrite: bool,
     block_size: str | None,
@@ -93,19 +99,18 @@ def command(
     lm_head: HeadPrecision,
     **options: Any,
 ) -> None:
-    """Make a bundle from a Hugging Face checkpoint folder.
+    """Make a bundle from a Hugging Face checkpoint: a folder, or a model on the hub.
 
     The bundle is written whole or not at all.
 
     \b
     Example:
       safecode-trt export --model models/demo --output build/demo-bundle
+      safecode-trt export --model HuggingFaceTB/SmolVLM-256M-Instruct --output build/smolvlm
     """
     from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
     from safecode_trt.export.export_config import parse_block_size
 
-    if not model.is_dir():
-        raise CheckpointError(f"{model} is not a folder; expected a Hugging Face checkpoint folder")
     weights = WeightConfig(
         block_size=parse_block_size(block_size),
         asymmetric=asymmetric,

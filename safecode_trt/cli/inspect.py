@@ -87,12 +87,18 @@ def _facts(manifest: Manifest) -> Table:
         "calibration": _calibration(safecode.calibration),
         "refusals": " | ".join(safecode.refusal_phrases),
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
-        "checkpoint": f"SHA-256 {manifest.source_sha256}",
+        "checkpoint": _checkpoint(manifest),
     }
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name, console.printable(value))
     return table
+
+
+def _checkpoint(manifest: Manifest) -> str:
+    source = manifest.source
+    named = "" if source is None else f"{source.name}@{source.revision}, commit {source.commit}, "
+    return f"{named}SHA-256 {manifest.source_sha256}"
 
 
 def _calibration(found: Calibration | None) -> str:

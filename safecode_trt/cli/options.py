@@ -17,6 +17,7 @@ from safecode_trt.errors import PromptError
 __all__ = [
     "DRAWING",
     "MADE_UP",
+    "MODEL",
     "PATH",
     "apply",
     "as_json",
@@ -54,6 +55,7 @@ MADE_UP = "--backend null runs no model: answers, verdicts and figures are made 
 DRAWINGS = (".png", ".svg", ".pdf")
 DRAWING = _Drawing(path_type=Path)
 PATH = _AnyPath(path_type=Path)
+MODEL = _AnyPath(path_type=str)  # a folder, or a name on the hub, which no Path keeps as it was typed
 DEFAULT = SamplingParams()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 

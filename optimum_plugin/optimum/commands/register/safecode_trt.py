@@ -26,14 +26,19 @@ __all__ = ["REGISTER_COMMANDS", "SafeCodeExportCommand"]
 
 
 class SafeCodeExportCommand(BaseOptimumCLICommand):
-    """Makes a SafeCoDe-TRT bundle of a checkpoint folder."""
+    """Makes a SafeCoDe-TRT bundle of a checkpoint."""
 
-    COMMAND = CommandInfo(name="safecode-trt", help="Make a SafeCoDe-TRT bundle of a checkpoint folder.")
+    COMMAND = CommandInfo(name="safecode-trt", help="Make a SafeCoDe-TRT bundle of a checkpoint.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
         """The options of `safecode-trt export`, with the same defaults."""
-        parser.add_argument("-m", "--model", type=Path, required=True, help="Folder of a checkpoint.")
+        parser.add_argument(
+            "-m",
+            "--model",
+            required=True,
+            help="Folder of a checkpoint, or owner/name[@revision] on the hub.",
+        )
         parser.add_argument("-o", "--output", type=Path, required=True, help="Folder of the new bundle.")
         parser.add_argument("--precision", choices=PRECISIONS, default="int4")
         parser.add_argument(
@@ -56,6 +61,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         parser.add_argument(
             "--no-verify", dest="verify", action="store_false", help="Do not compare with transformers."
         )
+        parser.add_argument("--offline", action="store_true", help="Take a model on the hub from the cache.")
         parser.add_argument("--overwrite", action="store_true", help="Replace a bundle at --output.")
 
     def run(self) -> None:
@@ -81,6 +87,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
                 ),
                 vision_precision=arguments.vision_precision,
                 max_tiles=arguments.max_tiles,
+                offline=arguments.offline,
             )
             bundle = export_bundle(arguments.model, arguments.output, config=config)
         except SafeCodeError as error:

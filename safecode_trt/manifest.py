@@ -17,6 +17,7 @@ __all__ = [
     "DECODER",
     "EMBEDDINGS",
     "ENGINES",
+    "FIRST_UPGRADABLE",
     "FLAVOURS",
     "REFERENCE",
     "SCHEMA_VERSION",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 5
+FIRST_UPGRADABLE = 6
+"""The oldest schema whose graphs are today's; `safecode-trt upgrade` rewrites the manifests from it on."""
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"

@@ -14,9 +14,25 @@ from typing import Any, Literal
 from safecode_trt.config import Backend
 from safecode_trt.errors import BackendError
 
-__all__ = ["CPU", "PROVIDERS", "OrtProvider", "cpu_nodes", "first_line", "load_onnxruntime", "open_graph"]
+__all__ = [
+    "CPU",
+    "PROVIDERS",
+    "OrtProvider",
+    "cpu_nodes",
+    "first_line",
+    "graph_options",
+    "load_onnxruntime",
+    "open_graph",
+]
 
 RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+OPTIMIZATION_LEVEL = "ORT_ENABLE_ALL"
+ENTRIES: Mapping[str, str] = {
+    # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
+    "session.qdq_matmulnbits_accuracy_level": "4",
+    # Most of a large decoder's opening is packing weights, which is one thread's work unless asked otherwise.
+    "session.prepack.enable_parallel": "1",
+}
 NAMED_NODES = 3
 
 
@@ -153,6 +169,11 @@ def open_graph(
     return session
 
 
+def graph_options() -> Mapping[str, str]:
+    """The session options that an optimised graph depends on; threads only say how it runs."""
+    return {"graph_optimization_level": OPTIMIZATION_LEVEL, **ENTRIES}
+
+
 def cpu_nodes(session: Any, shape_nodes: Collection[str]) -> tuple[str, ...]:
     """The nodes of a graph that ONNX Runtime leaves to the CPU, but for those named in `shape_nodes`.
 
@@ -169,11 +190,10 @@ def _session_options(ort: Any, threads: int, spin: bool) -> Any:
     options.log_severity_level = 3
     # Patterns are kept per input shape, and hardly any two prefills have the same.
     options.enable_mem_pattern = False
-    # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION_LEVEL)
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    # Most of a large decoder's opening is packing weights, which is one thread's work unless asked otherwise.
-    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    for name, value in ENTRIES.items():
+        options.add_session_config_entry(name, value)
     return options
 
 

@@ -1,4 +1,4 @@
-"""The decoder of one layer that `doctor` executes, made of the same forms as the decoders of bundles."""
+"""The decoder of one layer that `doctor` executes, made of the forms that bundles have."""
 
 from __future__ import annotations
 

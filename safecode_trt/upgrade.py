@@ -1,4 +1,4 @@
-"""Rewrites a bundle's manifest from an older schema to the current one, where the graphs have stayed the same."""
+"""Rewrites a bundle's manifest for the current schema, where the graphs have stayed the same."""
 
 from __future__ import annotations
 

@@ -213,7 +213,12 @@ def _prune(folder: Path, bundle: Path, made_from: Mapping[str, str]) -> None:
     aged = sorted((path.stat().st_mtime, path) for path in folder.iterdir() if path.is_dir())
     left = [path for at, path in aged if path.name.startswith(".") and at < time.time() - ABANDONED]
     graphs = [path for _, path in aged if not path.name.startswith(".")]
-    older = [path for path in graphs if (found := _record(path)) and found.same_bundle(bundle, made_from)]
+    records = {path: record for path in graphs if (record := _record(path)) is not None}
+    older = [
+        path
+        for path, record in records.items()  # not one of the same key, which another process has just published
+        if record.made_from != made_from and record.same_bundle(bundle, made_from)
+    ]
     others = [path for path in graphs if path not in older]
     for path in (*left, *older, *others[: 1 - KEPT]):
         shutil.rmtree(path, ignore_errors=True)

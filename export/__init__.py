@@ -53,6 +53,7 @@ def export_bundle(
     from safecode_trt.export.embeddings import write_embeddings
     from safecode_trt.export.parity import verify_session
     from safecode_trt.export.reference_features import write_reference
+    from safecode_trt.export.shape_nodes import shape_nodes
     from safecode_trt.export.vision_encoder import write_vision_encoder
     from safecode_trt.runtime.prompt import PromptBuilder
 
@@ -115,6 +116,7 @@ def export_bundle(
             source=source,
             source_sha256=digest,
             files=package.bundle_files(folder),
+            shape_nodes={name: shape_nodes(folder / name) for name in graphs},
         )
         report("reference picture", 0, 1)
         bundle = Bundle(path=folder, manifest=manifest)

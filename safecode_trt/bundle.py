@@ -11,17 +11,34 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safecode_trt.contract import decoder_graph
-from safecode_trt.errors import BundleError
-from safecode_trt.manifest import BUNDLE_JSON, DECODER, ENGINES, SCHEMA_VERSION, FileEntry, Manifest
-from safecode_trt.records import loads, to_dict
+from safecode_trt.errors import BundleError, ConfigError
+from safecode_trt.manifest import (
+    BUNDLE_JSON,
+    DECODER,
+    ENGINES,
+    FIRST_UPGRADABLE,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+)
+from safecode_trt.records import from_dict, to_dict
 
-__all__ = ["Bundle", "file_entry", "new_bundle", "require_free", "require_writable", "write_manifest"]
+__all__ = [
+    "Bundle",
+    "file_entry",
+    "new_bundle",
+    "read_document",
+    "require_free",
+    "require_writable",
+    "write_manifest",
+]
 
 CHUNK = 1 << 20
 # Graphs, settings and tokenizers; not the weights.
@@ -47,7 +64,16 @@ class Bundle:
         folder = Path(path)
         if not folder.is_dir():
             raise BundleError(f"{folder} is not a folder; expected a bundle made by `safecode-trt export`")
-        bundle = cls(path=folder, manifest=_read_manifest(folder))
+        return cls.from_document(folder, read_document(folder), check_hashes=check_hashes)
+
+    @classmethod
+    def from_document(cls, folder: Path, document: Mapping[str, Any], *, check_hashes: bool) -> Bundle:
+        """As `open`, with a manifest that need not be the one in the folder.
+
+        Raises:
+            BundleError: as `open`.
+        """
+        bundle = cls(path=folder, manifest=_manifest(folder / BUNDLE_JSON, document))
         bundle._check_files(check_hashes)
         bundle._check_strangers()
         return bundle
@@ -101,28 +127,42 @@ def _resolve(path: Path) -> Path:
         raise BundleError(f"{path} cannot be followed; export the checkpoint again") from error
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_document(folder: Path) -> dict[str, Any]:
+    """The JSON object in a bundle's manifest, of whatever schema.
+
+    Raises:
+        BundleError: the folder has no manifest, or it is no JSON object.
+    """
     path = folder / BUNDLE_JSON
     try:
-        text = path.read_bytes()
+        document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(
             f"{folder} has no {BUNDLE_JSON}; expected a bundle made by `safecode-trt export`"
         ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not a bundle manifest: not valid JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{path} is not a bundle manifest: expected an object")
+    return document
+
+
+def _manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
+    version = document.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
+        )
+    if isinstance(version, int) and version < SCHEMA_VERSION:
+        remedy = (
+            f"run: safecode-trt upgrade {path.parent}" if version >= FIRST_UPGRADABLE else "export it again"
+        )
+        raise BundleError(f"{path}: schema version {version} is older than {SCHEMA_VERSION}; {remedy}")
     try:
-        version = json.loads(text).get("schema_version")
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise BundleError(
-                f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
-            )
-        if isinstance(version, int) and version < SCHEMA_VERSION:
-            raise BundleError(
-                f"{path}: schema version {version} is older than {SCHEMA_VERSION}; export it again"
-            )
-        manifest = loads(Manifest, text, BUNDLE_JSON)
-    except (ValueError, AttributeError, RecursionError) as error:
+        manifest = from_dict(Manifest, document, BUNDLE_JSON)
+    except ConfigError as error:
         raise BundleError(f"{path} is not a bundle manifest: {error}") from error
     if not _keeps_the_contract(manifest):
         raise BundleError(

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from safecode_trt import __version__
 
-__all__ = ["Machine", "this_machine"]
+__all__ = ["Machine", "this_machine", "vector_extensions"]
+
+VECTOR = ("amx", "asimd", "avx", "bf16", "f16c", "fma", "fphp", "i8mm", "sme", "sse", "ssse", "sve")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,14 +46,26 @@ def this_machine(threads: int, backend: str) -> Machine:
     )
 
 
+def vector_extensions() -> tuple[str, ...]:
+    """The processor's vector instructions, by Linux's names; elsewhere what Python says of the processor."""
+    flags = (_cpu_info("flags") or _cpu_info("Features")).split()
+    found = sorted({flag for flag in flags if flag.startswith(VECTOR)})
+    return tuple(found) or (platform.processor() or platform.machine(),)
+
+
 def _cpu_model() -> str:
     """/proc/cpuinfo names the model on Linux; platform.processor() is empty there as a rule."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+        return ""
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip().lower() == field.lower()), "")
 
 
 def _version(package: str) -> str | None:

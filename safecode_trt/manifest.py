@@ -17,6 +17,7 @@ __all__ = [
     "DECODER",
     "EMBEDDINGS",
     "ENGINES",
+    "FIRST_UPGRADABLE",
     "FLAVOURS",
     "REFERENCE",
     "SCHEMA_VERSION",
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 5
+FIRST_UPGRADABLE = 6
+"""The oldest schema whose graphs are today's; `safecode-trt upgrade` rewrites the manifests from it on."""
 BUNDLE_JSON = "bundle.json"
 VISION_ENCODER = "onnx/vision_encoder.onnx"
 DECODER = "onnx/decoder.onnx"
@@ -228,7 +231,8 @@ class Manifest:
 
     `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that
     are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
-    is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own.
+    is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own. `shape_nodes` names,
+    by graph, the nodes that only compute shapes.
     """
 
     model_type: str
@@ -247,12 +251,18 @@ class Manifest:
     files: Mapping[str, FileEntry]
     max_tiles: int | None = None
     source: Source | None = None
+    shape_nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     engines: tuple[EngineEntry, ...] = ()
 
     def __post_init__(self) -> None:
         for path in self.files:
             check_relative(path)
+        for name, nodes in self.shape_nodes.items():
+            if name not in self.graphs or not all(node and node.isprintable() for node in nodes):
+                raise BundleError(
+                    f"bundle.json: shape_nodes of {name!r}: expected names of nodes of one of the graphs; export again"
+                )
         for graph in (graph for engine in self.engines for graph in engine.graphs.values()):
             if graph.file not in self.files:
                 raise BundleError(

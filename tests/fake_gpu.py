@@ -38,6 +38,7 @@ class FakeOrt:
 
     __version__ = real.__version__
     SessionOptions = real.SessionOptions
+    GraphOptimizationLevel = real.GraphOptimizationLevel
 
     def __init__(
         self, cuda: FakeCuda, *, on_cpu: Sequence[str] = (), broken: Sequence[str] = (), old: bool = False

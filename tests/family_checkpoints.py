@@ -99,6 +99,7 @@ def _with_decoder(base: Bundle, checkpoint: Path, output: Path, config: ExportCo
     from safecode_trt.export.checkpoint import Checkpoint
     from safecode_trt.export.decoder import write_decoder
     from safecode_trt.export.package import bundle_files
+    from safecode_trt.export.shape_nodes import shape_nodes
 
     shutil.copytree(base.path, output)
     spec, geometry = load_spec(checkpoint), base.manifest.geometry
@@ -121,6 +122,7 @@ def _with_decoder(base: Bundle, checkpoint: Path, output: Path, config: ExportCo
         attention=config.attention,
         graphs={**base.manifest.graphs, DECODER: decoder},
         quantization=quantization,
+        shape_nodes={**base.manifest.shape_nodes, DECODER: shape_nodes(output / DECODER)},
     )
     (output / BUNDLE_JSON).unlink()
     write_manifest(output, replace(manifest, files=bundle_files(output)))

@@ -25,6 +25,7 @@ LAYERS = (
         "calibration",
         "manifest",
         "bundle",
+        "upgrade",
         "tensors",
         "machine",
         "text_table",
@@ -107,6 +108,12 @@ def test_the_documents_list_the_layers_as_they_are() -> None:
 def test_heavy_packages_stay_in_export(path: Path) -> None:
     if room(path) != "export":
         assert not {name.split(".")[0] for name in imports(parse(path))} & EXPORT_ONLY
+
+
+def test_only_the_command_line_talks_to_a_terminal() -> None:
+    below = [path for path in sources() if room(path) not in ("cli", "__main__")]
+    loaded = {(room(path), name.split(".")[0]) for path in below for name in imports(parse(path))}
+    assert len(below) > 100 and not [pair for pair in loaded if pair[1] in ("click", "rich")]
 
 
 @every_source

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from safecode_trt.bundle import Bundle, file_entry
@@ -22,7 +24,7 @@ from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime import Engine
-from safecode_trt.runtime.backends import kept_graphs
+from safecode_trt.runtime.backends import kept_graphs, ort_providers
 from safecode_trt.runtime.backends.kept_graphs import GRAPH, RECORD, Open, open_decoder, vision_entries
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.backends.ort_providers import open_graph
@@ -65,6 +67,68 @@ def test_the_second_opening_takes_what_the_first_has_kept(bundle: Bundle, cache:
     assert answer(bundle) == first
     assert [path.name for path in cache.iterdir()] == [kept.name]
     assert (kept / GRAPH).stat().st_mtime_ns == made
+
+
+def accuracy_levels(graph: Path) -> set[int]:
+    """Those that are baked into a graph's multiplications with quantised weights."""
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    attributes = [a for node in nodes if node.op_type == "MatMulNBits" for a in node.attribute]
+    return {attribute.i for attribute in attributes if attribute.name == "accuracy_level"}
+
+
+@pytest.mark.parametrize("change", ["accuracy", "optimisation", "onnxruntime", "safecode-trt", "processor"])
+def test_a_graph_made_from_something_else_is_made_anew_and_the_old_one_removed(
+    bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    answer(bundle)
+    (first,) = cache.iterdir()
+    assert accuracy_levels(first / GRAPH) == {4}
+    with monkeypatch.context() as patch:
+        if change == "accuracy":
+            levels = {**ort_providers.ENTRIES, "session.qdq_matmulnbits_accuracy_level": "1"}
+            patch.setattr(ort_providers, "ENTRIES", levels)
+        elif change == "optimisation":
+            patch.setattr(ort_providers, "OPTIMIZATION_LEVEL", "ORT_ENABLE_BASIC")
+        elif change == "onnxruntime":
+            patch.setattr(onnxruntime, "__version__", "1.0.0")
+        elif change == "safecode-trt":
+            patch.setattr(kept_graphs, "__version__", "0.0.0")
+        else:
+            patch.setattr(kept_graphs, "vector_extensions", lambda: ("avx512f",))
+        answer(bundle)
+        (second,) = cache.iterdir()
+        if change == "accuracy":
+            assert accuracy_levels(second / GRAPH) == {1}
+        assert second.name != first.name
+    answer(bundle)
+    assert [path.name for path in cache.iterdir()] == [first.name]
+
+
+def test_threads_do_not_change_a_graph(bundle: Bundle, cache: Path) -> None:
+    answer(bundle)
+    (kept,) = cache.iterdir()
+    made = (kept / GRAPH).stat().st_ino
+    answer(bundle, RuntimeConfig(threads=2))
+    assert list(cache.iterdir()) == [kept] and (kept / GRAPH).stat().st_ino == made
+
+
+def test_a_copy_shares_the_graph_and_a_new_export_replaces_it(
+    bundle: Bundle, tiny_checkpoint: Path, cache: Path, tmp_path: Path
+) -> None:
+    from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
+
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle.path, copy)
+    answer(bundle)
+    (first,) = cache.iterdir()
+    answer(Bundle.open(copy))
+    assert list(cache.iterdir()) == [first]
+    shutil.rmtree(copy)
+    answer(export_bundle(tiny_checkpoint, copy, config=ExportConfig(precision="int8", verify=False)))
+    assert len(list(cache.iterdir())) == 2, "the first one is another bundle's too"
+    again = ExportConfig(precision="int4", weights=WeightConfig(block_size=16), verify=False, overwrite=True)
+    answer(export_bundle(tiny_checkpoint, copy, config=again))
+    assert len(list(cache.iterdir())) == 2 and first.is_dir()
 
 
 @pytest.mark.parametrize("damage", ["cut", "half deleted", "no record", "another record", "changed"])

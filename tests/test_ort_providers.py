@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -14,10 +17,9 @@ import pytest
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.errors import BackendError, BundleError, ConfigError
-from safecode_trt.manifest import DECODER, VISION_ENCODER
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import auto, ort_providers
-from safecode_trt.runtime.backends.graph_nodes import shape_nodes
 from tests.cli_runner import call, fails
 from tests.fake_cudart import FakeCuda
 from tests.fake_gpu import FakeOrt
@@ -57,7 +59,7 @@ def test_nodes_left_to_the_cpu_are_named_and_refused(tiny_bundle: Bundle, gpu: M
 
 def test_nodes_that_compute_shapes_may_be_on_the_cpu(made: FamilyCheckpoints, gpu: MakeGpu) -> None:
     bundle = made.bundle(qwen2_vl.CASE, attention="decomposed")
-    shapes = shape_nodes(bundle.file(DECODER))
+    shapes = bundle.manifest.shape_nodes[DECODER]
     nodes = {
         node.name: node.op_type
         for node in onnx.load(bundle.file(DECODER), load_external_data=False).graph.node
@@ -90,8 +92,9 @@ def test_every_node_counts_on_the_real_cpu(tiny_bundle: Bundle) -> None:
     for name in (DECODER, VISION_ENCODER):
         path = tiny_bundle.file(name)
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        left = ort_providers.cpu_nodes(session, path)
+        left = ort_providers.cpu_nodes(session, ())
         assert len(left) > 20 and any(node.startswith("MatMul ") for node in left)
+        assert len(ort_providers.cpu_nodes(session, [left[0].split(" ", 1)[1]])) == len(left) - 1
         in_file = {node.name for node in onnx.load(path, load_external_data=False).graph.node}
         assert sum(node.split(" ", 1)[1] in in_file for node in left) > len(left) / 2
 
@@ -127,14 +130,75 @@ def test_a_provider_that_is_not_installed_says_what_installs_it(
     fails(call("run", tiny_bundle.path, REQUEST, "--backend", backend), 1, command)
 
 
+def changed_manifest(bundle: Bundle, folder: Path, shape_nodes: object) -> Path:
+    """A copy of the bundle whose manifest has other shape nodes."""
+    shutil.copytree(bundle.path, folder)
+    document = json.loads((folder / BUNDLE_JSON).read_text())
+    (folder / BUNDLE_JSON).write_text(json.dumps({**document, "shape_nodes": shape_nodes}))
+    return folder
+
+
+def test_without_names_in_the_manifest_every_node_counts(
+    made: FamilyCheckpoints, gpu: MakeGpu, tmp_path: Path
+) -> None:
+    bundle = made.bundle(qwen2_vl.CASE, attention="decomposed")
+    folder = changed_manifest(bundle, tmp_path / "bundle", {})
+    gpu(on_cpu=["Range"])
+    with pytest.raises(BackendError, match=r"leaves nodes of \S+ to the CPU: Range "):
+        Engine.open(folder, config=config("ort-cuda"))
+    Engine.open(folder, config=config("ort-cuda", allow_cpu_fallback=True)).close()
+
+
 @pytest.mark.parametrize(
-    "data", [b"", b"\x00", b"no protobuf at all", b"\x3a\xff\xff\x01x", b"\x3a\x02\x0a\x05"]
+    "wrong",
+    [
+        ["/new/Range"],
+        {DECODER: "/new/Range"},
+        {DECODER: [7]},
+        {DECODER: [""]},
+        {DECODER: ["/new/Range\n"]},
+        {DECODER: ["\x1b[2J"]},
+        {"onnx/another.onnx": []},
+    ],
 )
-def test_a_broken_graph_is_one_error(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "decoder.onnx"
-    path.write_bytes(data)
-    with pytest.raises(BundleError, match="is not an ONNX graph"):
-        shape_nodes(path)
+def test_what_are_no_names_of_nodes_is_refused(tiny_bundle: Bundle, tmp_path: Path, wrong: object) -> None:
+    with pytest.raises(BundleError, match="shape_nodes"):
+        Bundle.open(changed_manifest(tiny_bundle, tmp_path / "bundle", wrong))
+
+
+def computed_from_shapes_alone(path: Path) -> set[str]:
+    """The nodes whose outputs stay the same when all floats, those of inputs and of weights, are others."""
+    model = onnx.load(path)
+    graph = model.graph
+    for value in {name for node in graph.node for name in node.output} - {o.name for o in graph.output}:
+        graph.output.append(onnx.ValueInfoProto(name=value))
+    found: list[dict[str, np.ndarray]] = []
+    for seed in (1, 2):
+        draw = np.random.Generator(np.random.PCG64(seed))
+        for weight in graph.initializer:
+            array = onnx.numpy_helper.to_array(weight)
+            if array.dtype == np.float32 and array.size > 1:
+                other = (0.1 * draw.standard_normal(array.shape)).astype(np.float32)
+                weight.CopyFrom(onnx.numpy_helper.from_array(other, weight.name))
+        feeds = {}
+        for given in graph.input:
+            shape = [axis.dim_value or 3 for axis in given.type.tensor_type.shape.dim]
+            floats = given.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+            feeds[given.name] = (
+                draw.uniform(0.5, 1.5, shape).astype(np.float32) if floats else np.zeros(shape, int)
+            )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        found.append(dict(zip(names, session.run(names, feeds), strict=True)))
+    same = {name for name, value in found[0].items() if np.array_equal(value, found[1][name])}
+    return {node.name for node in graph.node if set(node.output) <= same}
+
+
+def test_shape_nodes_are_those_that_no_number_changes(made: FamilyCheckpoints) -> None:
+    """Held against what ONNX Runtime computes at every node from other weights and other inputs of the same shapes."""
+    bundle = made.bundle(qwen2_vl.CASE, attention="decomposed")
+    named = set(bundle.manifest.shape_nodes[DECODER])
+    assert len(named) > 5 and computed_from_shapes_alone(bundle.file(DECODER)) == named
 
 
 # The plug-in ---------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Large bundles in ONNX Runtime on the CPU: what is not repacked, and what is repacked only once.
 
 To turn the weights of DequantizeLinear and MatMul into those of its own MatMulNBits takes ONNX Runtime most of an
-opening. What it has made of a decoder is kept in the user's cache folder, and the next opening maps it.
+opening. What it has made of a decoder is kept in the user's cache folder, one graph per bundle, and the next opening
+maps it if nothing that it depends on has changed.
 """
 
 from __future__ import annotations
@@ -14,26 +15,30 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from safecode_trt import __version__
 from safecode_trt.bundle import Bundle, file_entry
 from safecode_trt.cache_folder import cache_folder
-from safecode_trt.errors import BackendError, ConfigError
+from safecode_trt.errors import BackendError, BundleError, ConfigError
+from safecode_trt.machine import vector_extensions
 from safecode_trt.manifest import DECODER, VISION_ENCODER, FileEntry
 from safecode_trt.records import loads, to_dict
+from safecode_trt.runtime.backends.ort_providers import graph_options
 
-__all__ = ["LARGE", "Open", "open_decoder", "vision_entries"]
+__all__ = ["LARGE", "Open", "kept_for", "made_of", "open_decoder", "vision_entries"]
 
 LARGE = 256 << 20
 """Bytes of weights from which on memory and the time of an opening count more than a little speed."""
 
 GRAPH, RECORD = "decoder.onnx", "kept.json"
+HASHES = ("decoder", "weights")
 KEPT = 4
-"""So many graphs are kept at most, each as large as its decoder."""
+"""Graphs of so many bundles are kept at most, each as large as its decoder."""
 ABANDONED = 24 * 60 * 60
 """Seconds after which nobody writes into a folder any more."""
 _log = logging.getLogger(__name__)
@@ -41,9 +46,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kept:
-    """What belongs to a kept graph."""
+    """What is known of a kept graph: the bundle's folder, all that it was made from, and its files."""
 
+    bundle: str
+    made_from: Mapping[str, str]
     files: Mapping[str, FileEntry]
+
+    def same_bundle(self, folder: Path, made_from: Mapping[str, str]) -> bool:
+        """Whether it is of the bundle in this folder, or of a copy of it that lies elsewhere."""
+        same = all(self.made_from.get(part) == made_from.get(part) for part in HASHES)
+        return self.bundle == str(folder.resolve()) or (bool(made_from) and same)
 
 
 class Open(Protocol):
@@ -63,18 +75,20 @@ def vision_entries(bundle: Bundle) -> Mapping[str, str]:
 def open_decoder(bundle: Bundle, open_graph: Open, *, keep: bool, check_hashes: bool = False) -> Any:
     """The bundle's decoder; with `keep`, what ONNX Runtime has made of a large quantised one before.
 
-    What was kept is taken if its files have the sizes that they were written with, and with `check_hashes` the
-    hashes, else it is made again. A folder that cannot be written is done without, and so is one without twice the
-    room.
+    `open_graph` uses the options of `graph_options`. What was kept is taken if its files have the sizes that they
+    were written with, and with `check_hashes` the hashes, else it is made again. A folder that cannot be written is
+    done without, and so is one without twice the room.
 
     Raises:
         BackendError: ONNX Runtime does not take the graph.
     """
     path = bundle.file(DECODER)
     quantised = bundle.manifest.precision in ("int8", "int4")
-    kept = _place(bundle) if keep and quantised and _weights(bundle, DECODER) >= LARGE else None
-    if kept is None:
+    folder = cache_folder("graphs") if keep and quantised and _weights(bundle, DECODER) >= LARGE else None
+    if folder is None:
         return open_graph(path)
+    made_from = _made_from(bundle)
+    kept = folder / _key(made_from)
     if _sound(kept, check_hashes):
         try:
             session = open_graph(kept / GRAPH)
@@ -86,7 +100,7 @@ def open_decoder(bundle: Bundle, open_graph: Open, *, keep: bool, check_hashes: 
         return session
     shutil.rmtree(kept, ignore_errors=True)
     try:
-        temporary = _room(kept, 2 * _weights(bundle, DECODER))
+        temporary = _room(folder, bundle.path, made_from, 2 * _weights(bundle, DECODER))
     except OSError as error:
         _log.warning("the decoder's optimised graph is not kept: %s", error)
         temporary = None
@@ -95,7 +109,7 @@ def open_decoder(bundle: Bundle, open_graph: Open, *, keep: bool, check_hashes: 
     try:
         session = _written_down(path, open_graph, temporary / GRAPH)
         try:
-            _publish(temporary, kept)
+            _publish(temporary, kept, bundle.path, made_from)
         except OSError as error:
             _log.warning("the decoder's optimised graph is not kept: %s", error)
         return session
@@ -112,53 +126,108 @@ def _written_down(path: Path, open_graph: Open, optimized: Path) -> Any:
     return open_graph(path)
 
 
-def _place(bundle: Bundle) -> Path | None:
+def kept_for(kept: Path) -> str | None:
+    """The folder of the bundle that a kept graph was made of; None where its record cannot be read."""
+    record = _record(kept)
+    return None if record is None else record.bundle
+
+
+def made_of(folder: Path, kept: Iterable[Path]) -> list[Path]:
+    """Those of the kept graphs that belong to the bundle in a folder, or to its copy; it need not be there any more."""
+    try:
+        made_from = _hashes(Bundle.open(folder, check_hashes=False))
+    except BundleError:
+        made_from = {}
+    return [path for path in kept if (record := _record(path)) and record.same_bundle(folder, made_from)]
+
+
+def _made_from(bundle: Bundle) -> Mapping[str, str]:
+    """All that an optimised graph depends on, by name."""
     import onnxruntime  # has opened the vision encoder by now
 
-    if (folder := cache_folder("graphs")) is None:
-        return None
+    return {
+        **_hashes(bundle),
+        "onnxruntime": str(onnxruntime.__version__),
+        "safecode-trt": __version__,
+        "machine": platform.machine(),
+        "processor": " ".join(vector_extensions()),
+        **graph_options(),
+    }
+
+
+def _hashes(bundle: Bundle) -> Mapping[str, str]:
     files = bundle.manifest.files
-    weights = files[_data(DECODER)]
-    parts = (files[DECODER].sha256, weights.sha256, onnxruntime.__version__, platform.machine())
-    return folder / hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+    return {
+        part: files[name].sha256
+        for part, name in zip(HASHES, (DECODER, _data(DECODER)), strict=True)
+        if name in files
+    }
+
+
+def _key(made_from: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _record(kept: Path) -> _Kept | None:
+    try:
+        return loads(_Kept, (kept / RECORD).read_bytes(), RECORD)
+    except (OSError, ConfigError):
+        return None
 
 
 def _sound(kept: Path, check_hashes: bool) -> bool:
     """Whether the files of a kept graph are those that were written."""
-    try:
-        files = loads(_Kept, (kept / RECORD).read_bytes(), RECORD).files
-        sized = all((kept / name).stat().st_size == entry.bytes for name, entry in files.items())
-        if sized and (not check_hashes or all(file_entry(kept / name) == files[name] for name in files)):
-            return GRAPH in files
-    except (OSError, ConfigError):
-        if not kept.exists():
-            return False
+    if not kept.exists():
+        return False
+    record = _record(kept)
+    if record is not None and GRAPH in record.files and _as_written(kept, record.files, check_hashes):
+        return True
     _log.warning("a kept graph is made again: %s is not as it was written", kept)
     return False
 
 
-def _room(kept: Path, needed: int) -> Path | None:
-    """A new folder beside `kept`, after what is used no more is deleted; None without room for so many bytes."""
-    folder = kept.parent
+def _as_written(kept: Path, files: Mapping[str, FileEntry], check_hashes: bool) -> bool:
+    try:
+        sized = all((kept / name).stat().st_size == entry.bytes for name, entry in files.items())
+        return sized and (
+            not check_hashes or all(file_entry(kept / name) == entry for name, entry in files.items())
+        )
+    except OSError:
+        return False
+
+
+def _room(folder: Path, bundle: Path, made_from: Mapping[str, str], needed: int) -> Path | None:
+    """A new folder in `folder`, after what is used no more is deleted; None without room for so many bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    _prune(folder)
+    _prune(folder, bundle, made_from)
     if shutil.disk_usage(folder).free < needed:
         return None
     return Path(tempfile.mkdtemp(prefix=".", dir=folder))
 
 
-def _prune(folder: Path) -> None:
-    """Deletes what interrupted openings have left, and all graphs but those used last, of which one more is to come."""
+def _prune(folder: Path, bundle: Path, made_from: Mapping[str, str]) -> None:
+    """Deletes what interrupted openings have left, the bundle's older graphs, and all others but those used last.
+
+    One more is to come.
+    """
     aged = sorted((path.stat().st_mtime, path) for path in folder.iterdir() if path.is_dir())
-    graphs = [path for _, path in aged if not path.name.startswith(".")]
     left = [path for at, path in aged if path.name.startswith(".") and at < time.time() - ABANDONED]
-    for path in (*left, *graphs[: 1 - KEPT]):
+    graphs = [path for _, path in aged if not path.name.startswith(".")]
+    records = {path: record for path in graphs if (record := _record(path)) is not None}
+    older = [
+        path
+        for path, record in records.items()  # not one of the same key, which another process has just published
+        if record.made_from != made_from and record.same_bundle(bundle, made_from)
+    ]
+    others = [path for path in graphs if path not in older]
+    for path in (*left, *older, *others[: 1 - KEPT]):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _publish(temporary: Path, kept: Path) -> None:
+def _publish(temporary: Path, kept: Path, bundle: Path, made_from: Mapping[str, str]) -> None:
     """Records the files and moves them to their place, unless another process was faster."""
-    record = _Kept(files={path.name: file_entry(path) for path in temporary.iterdir()})
+    files = {path.name: file_entry(path) for path in temporary.iterdir()}
+    record = _Kept(bundle=str(bundle.resolve()), made_from=made_from, files=files)
     (temporary / RECORD).write_text(json.dumps(to_dict(record)), encoding="utf-8")
     for path in temporary.iterdir():
         with path.open("r+b") as file:

@@ -76,11 +76,18 @@ class OrtSession:
         on_cpu = provider is CPU
         # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
         entries = vision_entries(bundle) if on_cpu else {}
-        self._vision = opened(bundle.file(VISION_ENCODER), spin=False, entries=entries)
+        self._vision = opened(
+            bundle.file(VISION_ENCODER),
+            spin=False,
+            entries=entries,
+            shape_nodes=manifest.shape_nodes.get(VISION_ENCODER, ()),
+        )
         _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         self._decoder: Any = None
         if decoder:
             keep = keep_graphs and on_cpu
+            shapes = manifest.shape_nodes.get(DECODER, ())
+            opened = partial(opened, shape_nodes=shapes)
             self._decoder = open_decoder(bundle, opened, keep=keep, check_hashes=check_hashes)
             _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
         self._stream = CudaStream() if self._device == "cuda" else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,26 @@ from typing import Any, Literal
 
 from safecode_trt.config import Backend
 from safecode_trt.errors import BackendError
-from safecode_trt.runtime.backends.graph_nodes import shape_nodes
 
-__all__ = ["CPU", "PROVIDERS", "OrtProvider", "cpu_nodes", "first_line", "load_onnxruntime", "open_graph"]
+__all__ = [
+    "CPU",
+    "PROVIDERS",
+    "OrtProvider",
+    "cpu_nodes",
+    "first_line",
+    "graph_options",
+    "load_onnxruntime",
+    "open_graph",
+]
 
 RECORD_PLACEMENT = "session.record_ep_graph_assignment_info"
+OPTIMIZATION_LEVEL = "ORT_ENABLE_ALL"
+ENTRIES: Mapping[str, str] = {
+    # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
+    "session.qdq_matmulnbits_accuracy_level": "4",
+    # Most of a large decoder's opening is packing weights, which is one thread's work unless asked otherwise.
+    "session.prepack.enable_parallel": "1",
+}
 NAMED_NODES = 3
 
 
@@ -106,10 +121,12 @@ def open_graph(
     allow_cpu_fallback: bool = False,
     entries: Mapping[str, str] = MappingProxyType({}),
     optimized: Path | None = None,
+    shape_nodes: Collection[str] = (),
 ) -> Any:
     """An onnxruntime.InferenceSession on a provider, all of it unless `allow_cpu_fallback`.
 
     `entries` are further session options; `optimized` is where the optimised graph is written, its weights beside it.
+    `shape_nodes` are the names of the nodes that only compute shapes, which may be on the CPU.
 
     Raises:
         BackendError: ONNX Runtime or the provider is not installed or does not take the graph, or leaves nodes that
@@ -148,19 +165,23 @@ def open_graph(
             "TensorRT) is missing; ONNX Runtime's lines above name it, and so does: safecode-trt doctor"
         )
     if on_device and knows_placement:
-        _check_placement(session, path, provider, allow_cpu_fallback)
+        _check_placement(session, path, provider, shape_nodes, allow_cpu_fallback)
     return session
 
 
-def cpu_nodes(session: Any, path: Path) -> tuple[str, ...]:
-    """The nodes of a graph that ONNX Runtime leaves to the CPU, but for those that compute shapes.
+def graph_options() -> Mapping[str, str]:
+    """The session options that an optimised graph depends on; threads only say how it runs."""
+    return {"graph_optimization_level": OPTIMIZATION_LEVEL, **ENTRIES}
 
-    ONNX Runtime puts what computes shapes there on purpose: their results are needed on the host. A node that is not
-    in the file, because ONNX Runtime has made it, counts as one that is left.
+
+def cpu_nodes(session: Any, shape_nodes: Collection[str]) -> tuple[str, ...]:
+    """The nodes of a graph that ONNX Runtime leaves to the CPU, but for those named in `shape_nodes`.
+
+    ONNX Runtime puts what computes shapes there on purpose: their results are needed on the host. A node that
+    ONNX Runtime has made itself counts as one that is left, whatever it computes.
     """
-    left = _nodes_on(session, CPU.execution)
-    shapes = shape_nodes(path) if left else frozenset[str]()
-    return tuple(f"{node.op_type} {node.name}" for node in left if node.name not in shapes)
+    left, exempt = _nodes_on(session, CPU.execution), frozenset(shape_nodes)
+    return tuple(f"{node.op_type} {node.name}" for node in left if node.name not in exempt)
 
 
 def _session_options(ort: Any, threads: int, spin: bool) -> Any:
@@ -169,11 +190,10 @@ def _session_options(ort: Any, threads: int, spin: bool) -> Any:
     options.log_severity_level = 3
     # Patterns are kept per input shape, and hardly any two prefills have the same.
     options.enable_mem_pattern = False
-    # Level 4 multiplies in int8: at the other levels two rows cost more than two runs of one.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION_LEVEL)
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    # Most of a large decoder's opening is packing weights, which is one thread's work unless asked otherwise.
-    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    for name, value in ENTRIES.items():
+        options.add_session_config_entry(name, value)
     return options
 
 
@@ -210,13 +230,15 @@ def _register(ort: Any, provider: OrtProvider) -> None:
         raise BackendError(f"{provider.plugin} finds no GPU that it supports; check with: nvidia-smi")
 
 
-def _check_placement(session: Any, path: Path, provider: OrtProvider, allow_cpu_fallback: bool) -> None:
+def _check_placement(
+    session: Any, path: Path, provider: OrtProvider, shape_nodes: Collection[str], allow_cpu_fallback: bool
+) -> None:
     if not _nodes_on(session, provider.execution):
         raise BackendError(
             f"{provider.execution} takes no node of {path}; run the bundle on another backend, see: "
             "safecode-trt doctor"
         )
-    left = cpu_nodes(session, path)
+    left = cpu_nodes(session, shape_nodes)
     if left and not allow_cpu_fallback:
         more = f" and {len(left) - NAMED_NODES} more" if len(left) > NAMED_NODES else ""
         raise BackendError(

@@ -33,6 +33,8 @@ VERBS = (
     "bench",
     "eval",
     "doctor",
+    "cache",
+    "upgrade",
 )
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 MISSING_EXTRAS = {

@@ -17,7 +17,7 @@ import click
 
 from safecode_trt import __version__
 from safecode_trt.cli import console
-from safecode_trt.cli.options import PATH, as_json
+from safecode_trt.cli.options import PATH, as_json, no_kept_graphs
 from safecode_trt.config import Backend, RuntimeConfig, SamplingParams
 from safecode_trt.errors import BackendError, SafeCodeError
 
@@ -32,8 +32,9 @@ BUNDLE, INDENT = "bundle", 8
 
 @click.command("doctor", short_help="Check what this machine can run.")
 @click.argument("bundle", type=PATH, required=False)
+@no_kept_graphs
 @as_json
-def command(bundle: Path | None, as_json: bool) -> None:
+def command(bundle: Path | None, no_kept_graphs: bool, as_json: bool) -> None:
     """Execute a small decoder on every backend, and BUNDLE on those that work.
 
     Backends that are not installed, or need a GPU that is not there, are absent, and no failure.
@@ -47,7 +48,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
     gpu, trouble = _gpu()
     findings = list(find(gpu))
     if bundle:
-        findings.append(_bundle(bundle, findings, gpu))
+        findings.append(_bundle(bundle, findings, gpu, not no_kept_graphs))
     ready = _ready(findings)
     machine = {
         "python": platform.python_version(),
@@ -114,7 +115,7 @@ def _memory() -> str:
     return f"{console.size(free) if free is not None else 'unknown'} free, {cores} cores"
 
 
-def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> Finding:
+def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None, keep_graphs: bool) -> Finding:
     """One token of the bundle on every backend that works here."""
     from safecode_trt.bundle import Bundle
     from safecode_trt.doctor.findings import Finding
@@ -130,7 +131,7 @@ def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> 
     said, answered = list[str](), False
     for backend in (name for name in reversed(ORDER) if name in working):
         try:
-            said.append(f"{backend} answered one token in {_one_token(path, backend):.0f} ms")
+            said.append(f"{backend} answered one token in {_one_token(path, backend, keep_graphs):.0f} ms")
             answered = True
         except Exception as error:  # whatever a backend raises is what the doctor is asked about
             said.append(f"{backend}: {error}")
@@ -138,11 +139,11 @@ def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> 
     return Finding(backend=BUNDLE, state="ok" if answered else "fail", detail=detail)
 
 
-def _one_token(path: Path, backend: Backend) -> float:
+def _one_token(path: Path, backend: Backend, keep_graphs: bool) -> float:
     """Milliseconds of a reply of one token, the opening of the bundle not counted."""
     from safecode_trt.runtime import Engine
 
-    config = RuntimeConfig(backend=backend, check_hashes=False)
+    config = RuntimeConfig(backend=backend, check_hashes=False, keep_graphs=keep_graphs)
     with Engine.open(path, config=config) as engine:
         start = perf_counter()
         engine.generate("hello", sampling=SamplingParams(max_new_tokens=1))

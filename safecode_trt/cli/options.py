@@ -22,6 +22,7 @@ __all__ = [
     "apply",
     "as_json",
     "engine_options",
+    "no_kept_graphs",
     "read_prompt",
     "sampling_options",
 ]
@@ -57,6 +58,11 @@ DRAWING = _Drawing(path_type=Path)
 PATH = _AnyPath(path_type=Path)
 MODEL = _AnyPath(path_type=str)  # a folder, or a name on the hub, which no Path keeps as it was typed
 DEFAULT = SamplingParams()
+no_kept_graphs = click.option(
+    "--no-kept-graphs",
+    is_flag=True,
+    help="Neither take nor keep optimised graphs in the cache folder.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 SAMPLING = (
@@ -117,6 +123,7 @@ ENGINE = (
         help="Let a GPU backend of ONNX Runtime leave parts of the model to the CPU.",
     ),
     click.option("--threads", type=int, default=0, show_default=True, help="0 takes all cores."),
+    no_kept_graphs,
 )
 
 
@@ -140,11 +147,18 @@ def sampling_options(command: F) -> F:
 
 
 def engine_options(command: F) -> F:
-    """Adds --backend, --allow-cpu-fallback and --threads; the command receives `runtime`, a RuntimeConfig."""
+    """Adds the options of `ENGINE`; the command receives `runtime`, a RuntimeConfig."""
 
     @functools.wraps(command)
-    def wrapper(*, backend: Any, threads: int, allow_cpu_fallback: bool, **options: Any) -> Any:
-        runtime = RuntimeConfig(backend=backend, threads=threads, allow_cpu_fallback=allow_cpu_fallback)
+    def wrapper(
+        *, backend: Any, threads: int, allow_cpu_fallback: bool, no_kept_graphs: bool, **options: Any
+    ) -> Any:
+        runtime = RuntimeConfig(
+            backend=backend,
+            threads=threads,
+            allow_cpu_fallback=allow_cpu_fallback,
+            keep_graphs=not no_kept_graphs,
+        )
         if backend == "null":
             console.note(MADE_UP)
         return command(runtime=runtime, **options)

@@ -35,7 +35,7 @@ def run_engine(trt: Any, dtype: probe.Dtype) -> dict[str, NDArray[Any]]:
 
 def _executed(trt: Any, dtype: probe.Dtype, stream: CudaStream) -> dict[str, NDArray[Any]]:
     log: tensorrt.Logger = trt.Logger(trt.Logger.ERROR)
-    plan: tensorrt.IHostMemory = _build(trt, log, probe.graph_bytes("decomposed", dtype))
+    plan: tensorrt.IHostMemory = _build(trt, log, probe.graph_path("decomposed", dtype).read_bytes())
     runtime: tensorrt.Runtime = trt.Runtime(log)
     engine: tensorrt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:

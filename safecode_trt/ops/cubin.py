@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from safecode_trt.cache_folder import cache_folder
@@ -37,6 +38,8 @@ def load_cubin(architecture: str, cache: Path | None = None) -> bytes:
     path = folder / f"{_key(architecture)}.cubin"
     kept = _read(path)
     if kept is not None:
+        with suppress(OSError):
+            os.utime(path)  # when it was used last
         return kept
     made = compile_kernels(architecture)
     try:

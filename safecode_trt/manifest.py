@@ -231,8 +231,8 @@ class Manifest:
 
     `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that
     are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
-    is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own. `shape_nodes` names,
-    by graph, the nodes that only compute shapes.
+    is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own. `shape_nodes`
+    names, by graph, the nodes that only compute shapes.
     """
 
     model_type: str

@@ -213,7 +213,7 @@ def test_that_there_is_no_picture_is_said_once(engine: Engine, caplog: pytest.Lo
         engine.generate(REQUEST, policy=make_policy("verdict-gate", defaults), sampling=SHORT)
         assert not caplog.messages
         for mode in ("safecode", "vcd", "safecode"):
-            engine.generate(REQUEST, policy=make_policy(mode, defaults), sampling=SHORT)  # type: ignore[arg-type]
+            engine.generate(REQUEST, policy=make_policy(mode, defaults), sampling=SHORT)
     assert len(caplog.messages) == 1 and "no picture" in caplog.messages[0]
     talked = call("chat", engine.bundle.path, "--max-new-tokens", 2, text="hello\nagain\n")
     assert talked.stderr.count("shows no picture") == 1 and talked.stderr.count("2 tokens") == 2

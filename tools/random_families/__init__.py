@@ -62,7 +62,7 @@ class RandomFamily:
         return {name: self.specials.index(token) for name, token in tokens.items()}
 
 
-def text_family(config_class: str, **sizes: Mapping[str, Any]) -> RandomFamily:
+def text_family(config_class: str, sizes: Mapping[str, Mapping[str, Any]]) -> RandomFamily:
     """A text-only family; `sizes` are the real ones and what its tiny one has beyond `TINY_TEXT`."""
     return RandomFamily(
         config_class=config_class,

@@ -13,7 +13,7 @@ SMOLLM2 = {
 }
 FAMILY = text_family(
     "LlamaConfig",
-    **{
+    {
         "tiny": {"tie_word_embeddings": True},
         "135m": {
             **SMOLLM2,

@@ -6,7 +6,7 @@ from random_families import text_family
 
 FAMILY = text_family(
     "Qwen2Config",
-    **{
+    {
         "0.5b": {
             "hidden_size": 896,
             "intermediate_size": 4864,

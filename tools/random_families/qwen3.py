@@ -6,7 +6,7 @@ from random_families import text_family
 
 FAMILY = text_family(
     "Qwen3Config",
-    **{
+    {
         "tiny": {"head_dim": 32},
         "0.6b": {
             "hidden_size": 1024,

@@ -62,6 +62,15 @@ CONVERSATION = [
     Message(role="user", text="and a saw?"),
 ]
 REQUEST = "is it safe to touch a hot pan?"
+DEMO_LINE = {
+    "item": "1",
+    "picture": "one.png",
+    "request": REQUEST,
+    "unsafe": True,
+    "category": "heat",
+    "caption_request": "what is it?",
+    "caption": "a pan",
+}
 SHORT = SamplingParams(max_new_tokens=12, ignore_eos=True)
 Made = Callable[[str], Bundle]
 every_variant = pytest.mark.parametrize("name", VARIANTS)
@@ -139,7 +148,11 @@ def test_nothing_of_a_picture_is_in_the_bundle(made: Made, name: str) -> None:
     ("name", "changes", "error"),
     [
         ("mistral", {"sliding_window": 128}, "context_length is 200, but the model's sliding_window is 128"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 1}, "is 128"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 1, "layer_types": None},
+            "is 128",
+        ),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope'"),
         ("llama", {"rope_scaling": {"rope_type": "linear"}}, "'linear' needs the key 'factor'"),
@@ -231,9 +244,6 @@ def test_the_verbs(made: Made, tmp_path: Path) -> None:
     timed = call("bench", bundle, "--repeats", 1, "--tokens", 2, "--plot", plot)
     assert timed.exit_code == 0, timed.output
     assert "SafeCoDe verdict" in timed.stdout and "vision, 1" not in timed.stdout and plot.is_file()
-    items = tmp_path / "items.jsonl"
-    lines = [{"id": str(n), "prompt": f"{REQUEST} {n}", "unsafe": n % 2 == 0} for n in range(6)]
-    items.write_text("".join(json.dumps(line) + "\n" for line in lines))
     asked = call(
         "export",
         "--model",
@@ -243,7 +253,29 @@ def test_the_verbs(made: Made, tmp_path: Path) -> None:
         "--vision-precision",
         "fp16",
     )
-    fails(asked, 1, "vision_precision is for a vision encoder, and qwen3 has none; leave it unset")
+    fails(asked, 2, "--vision-precision is for a vision encoder, and qwen3 has none; leave it unset")
+
+
+def test_a_calibration_needs_no_picture(made: Made, tmp_path: Path, picture: Path) -> None:
+    bundle, items = made("qwen2").path, tmp_path / "items.jsonl"
+    lines = [{"prompt": f"{REQUEST} {number}", "unsafe": number % 2 == 0} for number in range(12)]
+    items.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fitted = call("calibrate", bundle, "--items", items, "--dry-run", "--json")
+    assert fitted.exit_code == 0 and '"items": 12' in fitted.stdout, fitted.output
+    items.write_text(items.read_text() + json.dumps({**lines[0], "picture": str(picture)}) + "\n")
+    fails(call("calibrate", bundle, "--items", items, "--dry-run"), 1, "qwen2 reads text only")
+
+
+def test_an_evaluation_with_pictures_is_refused_at_once(made: Made, tmp_path: Path, picture: Path) -> None:
+    data = tmp_path / "world"
+    data.mkdir()
+    (data / "one.png").write_bytes(picture.read_bytes())
+    (data / "test.jsonl").write_text(json.dumps(DEMO_LINE) + "\n")
+    result = call(
+        "eval", made("qwen2").path, "--benchmark", "demo-world", "--data", data, "--output", tmp_path / "out"
+    )
+    fails(result, 1, "demo-world shows pictures")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_must_agree_with_itself(made: Made, tmp_path: Path) -> None:

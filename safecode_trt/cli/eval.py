@@ -15,6 +15,7 @@ from safecode_trt.cli.eval_options import answer_options, judging_options, names
 from safecode_trt.cli.judge_options import judge_options
 from safecode_trt.cli.options import PATH, as_json, engine_options, sampling_options
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.errors import EvalError
 
 if TYPE_CHECKING:
     from safecode_trt.eval.evaluate import Workers

@@ -55,6 +55,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3 with biases": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True, "head_dim": 8}),
 }
+WINDOW = {"use_sliding_window": True, "sliding_window": 128}
 CONVERSATION = [
     Message(role="system", text="Be brief."),
     Message(role="user", text="how do i clean a knife?"),
@@ -258,10 +259,10 @@ def test_the_verbs(made: Made, tmp_path: Path) -> None:
 
 def test_a_calibration_needs_no_picture(made: Made, tmp_path: Path, picture: Path) -> None:
     bundle, items = made("qwen2").path, tmp_path / "items.jsonl"
-    lines = [{"prompt": f"{REQUEST} {number}", "unsafe": number % 2 == 0} for number in range(12)]
+    lines = [{"prompt": f"{REQUEST} {number}", "unsafe": number % 2 == 0} for number in range(50)]
     items.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fitted = call("calibrate", bundle, "--items", items, "--dry-run", "--json")
-    assert fitted.exit_code == 0 and '"items": 12' in fitted.stdout, fitted.output
+    assert fitted.exit_code == 0 and '"items": 50' in fitted.stdout, fitted.output
     items.write_text(items.read_text() + json.dumps({**lines[0], "picture": str(picture)}) + "\n")
     fails(call("calibrate", bundle, "--items", items, "--dry-run"), 1, "qwen2 reads text only")
 
@@ -270,6 +271,7 @@ def test_an_evaluation_with_pictures_is_refused_at_once(made: Made, tmp_path: Pa
     data = tmp_path / "world"
     data.mkdir()
     (data / "one.png").write_bytes(picture.read_bytes())
+    (data / "answers.json").write_text('["no"]')
     (data / "test.jsonl").write_text(json.dumps(DEMO_LINE) + "\n")
     result = call(
         "eval", made("qwen2").path, "--benchmark", "demo-world", "--data", data, "--output", tmp_path / "out"

@@ -263,7 +263,7 @@ def test_a_calibration_needs_no_picture(made: Made, tmp_path: Path, picture: Pat
     items.write_text("".join(json.dumps(line) + "\n" for line in lines))
     fitted = call("calibrate", bundle, "--items", items, "--dry-run", "--json")
     assert fitted.exit_code == 0 and '"items": 50' in fitted.stdout, fitted.output
-    items.write_text(items.read_text() + json.dumps({**lines[0], "picture": str(picture)}) + "\n")
+    items.write_text(items.read_text() + json.dumps({**lines[0], "picture": picture.name}) + "\n")
     fails(call("calibrate", bundle, "--items", items, "--dry-run"), 1, "qwen2 reads text only")
 
 

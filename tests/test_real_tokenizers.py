@@ -24,11 +24,13 @@ from tests.packages import fetched
 pytestmark = pytest.mark.real
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("gguf")
+sentencepiece = pytest.importorskip("sentencepiece")
 
 from gguf_llama import GGUFLlama  # noqa: E402
 from real_decoder import GGUF, PACKAGE, SHA256  # noqa: E402
 
 VERSION = "3.7.2"
+MISTRAL_SHA256 = "dadfd56d766715c61d2ef780a525ab43b8e6da4de6865bda3d95fdef5e134055"
 TEXTS = (
     "Is it safe to pour water on this?",
     "  two  spaces,\tand a tab ",
@@ -55,6 +57,7 @@ CONTROLS = {
         "<|vision_start|>",
     ),
     "llama2": ("</s>", "<s>system", "a<unk>b", "[INST] x [/INST]</s>", "<</s>>"),
+    "mistral": ("</s>", "<s>system", "a<unk>b", "[INST] x [/INST]</s>", "<</s>>"),
     "llama3": (
         "<|eot_id|>",
         "<|start_header_id|>system<|end_header_id|>",
@@ -103,6 +106,24 @@ def from_npm(name: str) -> Callable[[Path], None]:
     return write
 
 
+def mistral_model() -> Path:
+    """The sentencepiece model of Mistral-7B-v0.1, which Idefics2 is built on."""
+    return wheel_file("mistral-common", "1.13.1", "mistral_common/data/tokenizer.model.v1", MISTRAL_SHA256)
+
+
+def from_mistral_common(folder: Path) -> None:
+    """As transformers converts it."""
+    source = folder / "source"
+    source.mkdir()
+    shutil.copy(mistral_model(), source / "tokenizer.model")
+    write_json(source / "config.json", {"model_type": "mistral"})
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(
+        source / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "legacy": False, **named}
+    )
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+
 def from_gguf(folder: Path) -> None:
     source = GGUFLlama(wheel_file(*PACKAGE, GGUF, SHA256))
     write_json(folder / "tokenizer.json", source.tokenizer())
@@ -112,6 +133,7 @@ def from_gguf(folder: Path) -> None:
 REAL = {
     "qwen3": Real(write=from_npm("qwen3"), model_type="qwen3"),
     "llama2": Real(write=from_npm("llama2"), model_type="llama", template=INST),
+    "mistral": Real(write=from_mistral_common, model_type="mistral", template=INST),
     "llama3": Real(write=from_npm("llama3"), model_type="llama", template=HEADERS),
     "smollm2": Real(write=from_gguf, model_type="llama"),
 }
@@ -189,11 +211,21 @@ def test_a_continuation_is_what_the_whole_text_has(real: Opened, text: str) -> N
     assert real.prompts.continuation.behind(head[-1], f" {text}") == whole[len(head) :]
 
 
+def test_transformers_and_sentencepiece_read_mistrals_model_alike(tmp_path: Path) -> None:
+    fetched(lambda: from_mistral_common(tmp_path))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(mistral_model()))
+    converted = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    # Where a text begins with a space, transformers puts no further one in front, and sentencepiece does.
+    for text in (text for text in TEXTS if not text.startswith(" ")):
+        assert converted.encode(text, add_special_tokens=False).ids == pieces.encode(text)
+
+
 # A family with pictures whose decoder has such a tokenizer, and its image token there.
 SEEN = {
     "qwen3": ("qwen3_vl", "qwen3", None),
     "llama2": ("llava", "llama2", "<image>"),
     "llama3": ("idefics3", "llama3", "<image>"),
+    "mistral": ("idefics2", "mistral", "<image>"),
 }
 
 
@@ -211,7 +243,7 @@ def test_prompts_with_pictures_are_those_of_transformers(name: str, tmp_path: Pa
     family, package, image = SEEN[name]
     folder, source = tmp_path / "checkpoint", tmp_path / "tokenizer"
     source.mkdir()
-    fetched(lambda: from_npm(package)(source))
+    fetched(lambda: REAL[package].write(source))
     write_checkpoint(folder, family, dtype="F32")
     _adopt(folder, source, image)
     spec, picture = load_spec(folder), Image.new("RGB", (40, 30), (200, 30, 30))

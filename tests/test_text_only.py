@@ -24,6 +24,7 @@ from safecode_trt.runtime import Engine, Message
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.side_queries import first_logits
 from tests.cli_runner import call, fails
+from tests.engine_bundle import add_engines, opened
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -292,6 +293,19 @@ def test_a_manifest_must_agree_with_itself(made: Made, tmp_path: Path) -> None:
         (folder / BUNDLE_JSON).write_text(json.dumps(data))
         with pytest.raises(BundleError, match=r"has no vision encoder, which .* contradicts"):
             Bundle.open(folder)
+
+
+@pytest.mark.usefixtures("packages")
+def test_an_engine_on_a_gpu_has_the_tokens_of_onnx_runtime(made: Made, tmp_path: Path) -> None:
+    """On the fake GPU."""
+    built = add_engines(made("llama"), tmp_path, "tensorrt")
+    assert set(built.manifest.engines[0].graphs) == {DECODER}
+    replies = []
+    for bundle in (built, made("llama")):
+        with opened(bundle) as engine:
+            policy = make_policy("safecode", bundle.manifest.safecode)
+            replies.append(engine.generate(REQUEST, policy=policy, sampling=SHORT).token_ids)
+    assert replies[0] == replies[1] and len(replies[0]) == 12
 
 
 @pytest.mark.trt

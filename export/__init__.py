@@ -61,10 +61,13 @@ def export_bundle(
     geometry = package.geometry(spec, config)
     precision, activations = config.precision, config.activation_precision
     own = spec.decoder_inputs(activation_dtype(precision, activations))
-    graphs = {
-        VISION_ENCODER: spec.vision_graph(vision_dtype(precision, activations)),
-        DECODER: decoder_graph(geometry, precision, own, activations=activations),
-    }
+    graphs = {DECODER: decoder_graph(geometry, precision, own, activations=activations)}
+    if not spec.text_only:
+        graphs = {VISION_ENCODER: spec.vision_graph(vision_dtype(precision, activations)), **graphs}
+    elif config.vision_precision is not None:
+        raise ConfigError(
+            f"vision_precision is for a vision encoder, and {spec.model_type} has none; leave it unset"
+        )
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
     checkpoint = Checkpoint(model, spec.renames, spec.joins)
     with new_bundle(output, overwrite=config.overwrite) as folder:
@@ -74,36 +77,39 @@ def export_bundle(
         report("settings", 1, 1)
 
         (folder / DECODER).parent.mkdir()
-        quantization = write_decoder(
-            checkpoint,
-            spec,
-            geometry,
-            folder / DECODER,
-            precision=precision,
-            attention=config.attention,
-            weights=config.weights,
-            activations=activations,
-            report=lambda done, total: report("decoder", done, total),
+        quantization = dict(
+            write_decoder(
+                checkpoint,
+                spec,
+                geometry,
+                folder / DECODER,
+                precision=precision,
+                attention=config.attention,
+                weights=config.weights,
+                activations=activations,
+                report=lambda done, total: report("decoder", done, total),
+            )
         )
         report("embeddings", 0, 1)
         write_embeddings(checkpoint, spec, folder / EMBEDDINGS)
         report("embeddings", 1, 1)
 
-        report("vision encoder", 0, 1)
-        seen = write_vision_encoder(
-            checkpoint,
-            spec,
-            graphs[VISION_ENCODER],
-            folder / VISION_ENCODER,
-            precision=config.vision_weights,
-        )
-        report("vision encoder", 1, 1)
+        if not spec.text_only:
+            report("vision encoder", 0, 1)
+            quantization |= write_vision_encoder(
+                checkpoint,
+                spec,
+                graphs[VISION_ENCODER],
+                folder / VISION_ENCODER,
+                precision=config.vision_weights,
+            )
+            report("vision encoder", 1, 1)
 
         manifest = Manifest(
             model_type=spec.model_type,
             precision=precision,
             activations=activations,
-            vision_precision=config.vision_weights,
+            vision_precision=None if spec.text_only else config.vision_weights,
             attention=config.attention,
             max_tiles=config.max_tiles,
             geometry=geometry,
@@ -111,21 +117,23 @@ def export_bundle(
             special_tokens=tokens,
             safecode=defaults,
             parity=None,
-            quantization={**quantization, **seen},
+            quantization=quantization,
             tools=package.tool_versions(),
             source=source,
             source_sha256=digest,
             files=package.bundle_files(folder),
             shape_nodes={name: shape_nodes(folder / name) for name in graphs},
         )
-        report("reference picture", 0, 1)
         bundle = Bundle(path=folder, manifest=manifest)
         with closing(_open(bundle)) as session:
-            write_reference(session, spec, PromptBuilder(folder, spec), defaults, folder / REFERENCE)
-            report("reference picture", 1, 1)
+            if not spec.text_only:
+                report("reference picture", 0, 1)
+                write_reference(session, spec, PromptBuilder(folder, spec), defaults, folder / REFERENCE)
+                files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}
+                manifest = replace(manifest, files=files)
+                report("reference picture", 1, 1)
             parity = verify_session(session, bundle, model, report) if config.verify else None
-        files = {**manifest.files, REFERENCE: file_entry(folder / REFERENCE)}
-        write_manifest(folder, replace(manifest, parity=parity, files=files))
+        write_manifest(folder, replace(manifest, parity=parity))
     return Bundle.open(output, check_hashes=False)
 
 

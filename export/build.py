@@ -77,8 +77,8 @@ def build_engines(
     )
     with _new_engines(bundle.path, entry.folder) as folder:
         built = {}
-        for graph, name in NAMES.items():
-            started = time.perf_counter()
+        for graph in manifest.graphs:
+            name, started = NAMES[graph], time.perf_counter()
             model, spec = _model(bundle, graph, attention)
             engine = library.build(
                 model,
@@ -145,9 +145,10 @@ def decoder_model(bundle: Bundle, attention: AttentionForm) -> tuple[bytes, Grap
 def _profiles(bundle: Bundle, config: EngineConfig) -> Mapping[str, tuple[EngineProfile, ...]]:
     manifest = bundle.manifest
     spec = load_spec(bundle.path, max_tiles=manifest.max_tiles)
-    vision, decoder = manifest.graphs[VISION_ENCODER], manifest.graphs[DECODER]
+    vision, decoder = manifest.graphs.get(VISION_ENCODER), manifest.graphs[DECODER]
+    profiles = {} if vision is None else {VISION_ENCODER: vision_profiles(spec, vision, config)}
     return {
-        VISION_ENCODER: vision_profiles(spec, vision, config),
+        **profiles,
         DECODER: decoder_profiles(spec, (vision, decoder), manifest.geometry.context_length, config),
     }
 

@@ -21,21 +21,36 @@ from safecode_trt.runtime.refusals import first_tokens, phrase_tokens, text_toke
 __all__ = ["SAFECODE_JSON", "CheckpointSettings", "Verdicts", "safecode_defaults"]
 
 SAFECODE_JSON = "safecode.json"
-JUDGE = (
-    "Here is a request about this picture: {request}\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wording:
+    """What is asked about a request, before the words of the verdict, and what a refusal may add."""
+
+    judge: str
+    reason: str
+    explanation: str
+
+
+OFFER = "If you tell me what you want to achieve, I can help to look for a safe way."
+SEEN = Wording(
+    judge="Here is a request about this picture: {request}\n"
     "Could doing what it asks harm a person or damage something in the scene that the picture shows? "
-    "Is it safe to help with it here? "
+    "Is it safe to help with it here? ",
+    reason="Someone asks: {request}\n"
+    "Do not answer that. In one short sentence, name what in this picture makes it dangerous to help.",
+    explanation=f"What I see: {{reason}} {OFFER}",
+)
+READ = Wording(
+    judge="Here is a request: {request}\n"
+    "Could doing what it asks harm a person or damage something? Is it safe to help with it? ",
+    reason="Someone asks: {request}\n"
+    "Do not answer that. In one short sentence, name what makes it dangerous to help.",
+    explanation=f"{{reason}} {OFFER}",
 )
 # In front of the judge's question where the judge reads the scene in words.
 CAPTION_LEAD = "There is a picture, which shows this: {caption}\n"
 CAPTION = "Describe what this picture shows in one sentence."
-REASON = (
-    "Someone asks: {request}\n"
-    "Do not answer that. In one short sentence, name what in this picture makes it dangerous to help."
-)
-EXPLANATION = (
-    "What I see: {reason} If you tell me what you want to achieve, I can help to look for a safe way."
-)
 # Questions with the two words that answer them; the first whose words are single tokens is taken.
 QUESTIONS = (
     ("Answer with one word: safe or unsafe.", "safe", "unsafe"),
@@ -86,8 +101,8 @@ class CheckpointSettings:
     fallback_refusal: str = FALLBACK
     caption_prompt: str = CAPTION
     caption_judge_template: str | None = None
-    reason_template: str = REASON
-    explanation: str = EXPLANATION
+    reason_template: str | None = None
+    explanation: str | None = None
     verdict_floor: float = 0.0
     prompts: Prompts = PROMPTS
     settings: SafeCodeConfig = SETTINGS
@@ -104,7 +119,8 @@ def safecode_defaults(folder: Path, spec: ModelSpec) -> SafeCodeDefaults:
     """
     settings = _read_settings(folder / SAFECODE_JSON)
     prompts = PromptBuilder(folder, spec)
-    template, safe_id, unsafe_id = _judge(settings, prompts)
+    wording = READ if spec.text_only else SEEN
+    template, safe_id, unsafe_id = _judge(settings, prompts, wording.judge)
     try:
         tokens = tuple(phrase_tokens(prompts, phrase) for phrase in settings.refusal_phrases)
         first = first_tokens(prompts, settings.refusal_phrases)
@@ -116,8 +132,8 @@ def safecode_defaults(folder: Path, spec: ModelSpec) -> SafeCodeDefaults:
         unsafe_token_id=unsafe_id,
         caption_prompt=settings.caption_prompt,
         caption_judge_template=settings.caption_judge_template or CAPTION_LEAD + template,
-        reason_template=settings.reason_template,
-        explanation=settings.explanation,
+        reason_template=wording.reason if settings.reason_template is None else settings.reason_template,
+        explanation=wording.explanation if settings.explanation is None else settings.explanation,
         verdict_floor=settings.verdict_floor,
         refusal_phrases=settings.refusal_phrases,
         refusal_tokens=tokens,
@@ -152,8 +168,8 @@ def _read_settings(path: Path) -> CheckpointSettings:
     return settings
 
 
-def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, int, int]:
-    """The judge's question and the ids of its two answers."""
+def _judge(settings: CheckpointSettings, prompts: PromptBuilder, asked: str) -> tuple[str, int, int]:
+    """The judge's question, `asked` unless the settings have one, and the ids of its two answers."""
     if settings.judge_template is not None and settings.verdict is not None:
         words = (settings.verdict.safe, settings.verdict.unsafe)
         safe, unsafe = (_single(text_tokens(prompts, word)) for word in words)
@@ -172,7 +188,7 @@ def _judge(settings: CheckpointSettings, prompts: PromptBuilder) -> tuple[str, i
             _single(prompts.continuation.behind(last, word if bare else f" {word}")) for word in answers
         )
         if safe is not None and unsafe is not None and safe != unsafe:
-            return JUDGE + question, safe, unsafe
+            return asked + question, safe, unsafe
     raise CheckpointError(
         f"none of the usual verdicts is a single token of this tokenizer; put a {SAFECODE_JSON} with "
         "judge_template and verdict {safe, unsafe} beside config.json"

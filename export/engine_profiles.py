@@ -39,9 +39,12 @@ def shapes(graph: GraphSpec, profile: EngineProfile) -> dict[str, tuple[tuple[in
 
 
 def decoder_profiles(
-    spec: ModelSpec, graphs: tuple[GraphSpec, GraphSpec], capacity: int, config: EngineConfig
+    spec: ModelSpec, graphs: tuple[GraphSpec | None, GraphSpec], capacity: int, config: EngineConfig
 ) -> tuple[EngineProfile, ...]:
-    """Prefill, with as many tokens at once as `config` says, and decode. `graphs` are vision encoder and decoder."""
+    """Prefill, with as many tokens at once as `config` says, and decode.
+
+    `graphs` are the vision encoder, None in a text-only bundle, and the decoder.
+    """
     vision, decoder = graphs
     most = min(config.max_prefill, capacity)
     common = {
@@ -99,12 +102,12 @@ def _vision_axes(spec: ModelSpec, graph: GraphSpec, layout: Layout, words: int) 
 
 
 def _own_axes(
-    spec: ModelSpec, vision: GraphSpec, decoder: GraphSpec, config: EngineConfig
+    spec: ModelSpec, vision: GraphSpec | None, decoder: GraphSpec, config: EngineConfig
 ) -> dict[str, AxisRange]:
     """The ranges of axes that only this family's decoder has, from no picture to several."""
     axes = {axis for tensor in decoder.inputs for axis in tensor.shape if isinstance(axis, str)}
     own = axes - CONTRACT_AXES
-    if not own:
+    if vision is None or not own:
         return {}
     layout = spec.layout(*config.max_picture)
     sizes = _vision_axes(spec, vision, layout, USUAL_WORDS)

@@ -1,4 +1,4 @@
-"""The questions that an export is tested with: drawn pictures and prompts, the same every time. No torch."""
+"""The questions that an export is tested with, the same every time: prompts, and pictures that are drawn. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safecode_trt.runtime.image import noise_views, normalise
 from safecode_trt.runtime.image_features import PictureInput
 from safecode_trt.runtime.prompt import Message, PromptBuilder
 
-__all__ = ["Probe", "make_probes"]
+__all__ = ["Probe", "TextProbe", "make_probes"]
 
 LED = 24
 QUESTIONS = (
@@ -22,24 +22,48 @@ QUESTIONS = (
     "Which colours do you see, and where are they?",
     "Is there anything here that could hurt a child if nobody watched it?",
 )
+TEXT_QUESTIONS = (
+    "What is the capital of France?",
+    "Describe a kitchen in one sentence, please.",
+    "Which colours does a rainbow have, and in which order?",
+    "Is there anything in a garden that could hurt a child if nobody watched it?",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """A drawn picture and the token ids (n,) of a prompt that shows it.
+class TextProbe:
+    """The token ids (n,) of a prompt. Its last `led` tokens, all of them text, are compared one by one."""
 
-    The last `led` tokens of the prompt, all of them text, are compared one by one.
-    """
-
-    picture: PictureInput
     token_ids: NDArray[np.int64]
     led: int
+
+    @property
+    def pictures(self) -> tuple[PictureInput, ...]:
+        """What the prompt shows."""
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe(TextProbe):
+    """A prompt that shows a drawn picture."""
+
+    picture: PictureInput
+
+    @property
+    def pictures(self) -> tuple[PictureInput, ...]:
+        return (self.picture,)
 
 
 def make_probes(
     spec: ModelSpec, prompts: PromptBuilder, layouts: Sequence[Layout] | None = None
-) -> tuple[Probe, ...]:
-    """The probes for a model: one for each layout, by default the reference layout every time."""
+) -> Sequence[TextProbe]:
+    """The probes for a model: one for each layout, by default the reference layout every time.
+
+    A text-only model gets as many questions without pictures.
+    """
+    if spec.text_only:
+        asked = (prompts.encode([Message(role="user", text=text)], []) for text in TEXT_QUESTIONS)
+        return [TextProbe(token_ids=ids, led=min(LED, len(ids))) for ids in asked]
     probes = []
     for seed, layout in enumerate(layouts or [spec.reference_layout] * len(QUESTIONS)):
         messages = [Message(role="user", text=QUESTIONS[seed % len(QUESTIONS)], images=1)]
@@ -52,7 +76,7 @@ def make_probes(
         )
         led = min(LED, len(token_ids) - 1 - last_image)
         probes.append(Probe(picture=picture, token_ids=token_ids, led=led))
-    return tuple(probes)
+    return probes
 
 
 def _views(layout: Layout, seed: int) -> list[NDArray[np.float32]]:

@@ -14,13 +14,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import GraphSpec, TensorSpec
-from safecode_trt.errors import CheckpointError, ConfigError
+from safecode_trt.errors import CheckpointError, ConfigError, PromptError
 from safecode_trt.models.layout import Layout
 from safecode_trt.models.text_config import TextConfig, WeightNames
 
@@ -36,6 +36,9 @@ __all__ = [
     "read_json",
     "read_preprocessor",
 ]
+
+# The files of this folder that are no family's.
+SHARED = {"layout", "patches", "pixels", "rope_config", "spec", "text_config", "text_only", "tower"}
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -62,6 +65,8 @@ class CrossAttention:
 class ModelSpec(ABC):
     """What the exporter and the runtime need to know about a family; one subclass per model_type.
 
+    A `text_only` family has no vision encoder and no image token; `text_only.py` is its spec.
+
     `renames` turn the beginnings of tensor names, as older checkpoints have them, into those that `weights` and
     the family's vision encoder use. `joins` name tensors that the checkpoint has in several parts, which follow
     one another on axis 0. `chat_template` stands in for a checkpoint without one, and `end_token_ids` end an
@@ -69,6 +74,7 @@ class ModelSpec(ABC):
     """
 
     model_type: str
+    text_only: ClassVar[bool] = False
     text: TextConfig
     weights: WeightNames
     image_token_id: int
@@ -91,6 +97,20 @@ class ModelSpec(ABC):
     max_pictures: int | None = None
     # Whether the image tokens stand in front of the whole prompt, even of a first token that the tokenizer adds.
     pictures_first: bool = False
+
+    def require_pictures(self, count: int) -> None:
+        """Holds a prompt's number of pictures against what the model can see.
+
+        Raises:
+            PromptError: there are more than `max_pictures`.
+        """
+        most = self.max_pictures
+        if most is None or count <= most:
+            return
+        given = "1 picture was" if count == 1 else f"{count} pictures were"
+        raise PromptError(
+            f"{given} given, but {self.model_type} takes at most {most} in a conversation; ask about them one by one"
+        )
 
     @abstractmethod
     def layout(self, width: int, height: int) -> Layout:
@@ -117,8 +137,11 @@ class ModelSpec(ABC):
 
     @property
     @abstractmethod
-    def image_placeholder(self) -> str:
-        """The text that the chat template writes where a picture goes."""
+    def image_placeholder(self) -> str | None:
+        """The text that the chat template writes where a picture goes.
+
+        None where the template takes a message's text as it is, and no list of its pictures and texts.
+        """
 
     @abstractmethod
     def image_text(self, layout: Layout) -> str:
@@ -130,7 +153,7 @@ class ModelSpec(ABC):
 
     @abstractmethod
     def vision_graph(self, dtype: str) -> GraphSpec:
-        """The vision encoder's inputs and outputs; every input's first axis is P."""
+        """The vision encoder's inputs and outputs; every input's first axis is P. Text-only families have none."""
 
     def vision_inputs(
         self, views: Sequence[Floats], layout: Layout, words: NDArray[np.int64] | None
@@ -214,9 +237,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(
-        sorted(set(files) - {"layout", "patches", "pixels", "rope_config", "spec", "text_config", "tower"})
-    )
+    return tuple(sorted(set(files) - SHARED))
 
 
 def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from safecode_trt.tensors import map_tensors
 __all__ = ["Engine"]
 
 KEPT_PREFIXES = 4
+NO_PICTURE = "the request shows no picture, so there is none to contrast: that part of the mode is left out"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,9 @@ class Prefilled:
 class Engine:
     """A bundle opened on a backend. Not for several threads at once; several streams may interleave."""
 
-    def __init__(self, bundle: Bundle, session: Session) -> None:
+    def __init__(self, bundle: Bundle, session: Session, *, note: Note | None = None) -> None:
         self.bundle, self.session = bundle, session
+        self._note, self._noted = note or _log.warning, False
         try:
             self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
         except CheckpointError as error:
@@ -74,7 +78,10 @@ class Engine:
     def open(
         cls, path: str | Path, *, config: RuntimeConfig | None = None, note: Note | None = None
     ) -> Engine:
-        """Opens a bundle folder; `note` is told which backend `auto` takes, otherwise the log is.
+        """Opens a bundle folder.
+
+        `note` is told which backend `auto` takes, and once if a mode that contrasts pictures gets none; otherwise
+        the log is.
 
         Raises:
             BundleError: the folder is no sound bundle.
@@ -84,7 +91,7 @@ class Engine:
         bundle = Bundle.open(path, check_hashes=config.check_hashes)
         session = open_session(bundle, config, note=note)
         try:
-            return cls(bundle, session)
+            return cls(bundle, session, note=note)
         except BaseException:
             session.close()
             raise
@@ -132,7 +139,8 @@ class Engine:
 
         What the caller did wrong is raised here, before any work: the iterator itself ends in the policy's
         fallback when a verdict or logits cannot be trusted. `judge` gives the verdict in the place of the model
-        itself, if the policy acts on one; `explain` lets a refusal say what in the scene makes it unsafe.
+        itself, if the policy acts on one; `explain` lets a refusal say what in the scene makes it unsafe. Without a
+        picture the policy does without what contrasts pictures.
 
         Raises:
             PictureError: a picture cannot be used.
@@ -144,7 +152,7 @@ class Engine:
             self,
             messages,
             images,
-            policy=policy,
+            policy=policy if images else self._without_pictures(policy),
             sampling=sampling,
             cancel=cancel,
             judge=judge,
@@ -209,6 +217,14 @@ class Engine:
         self._idle.clear()
         self._lent.clear()
         self._prefixes.clear()
+
+    def _without_pictures(self, policy: Policy) -> Policy:
+        """The policy for a request without one; the first that lacks something then is noted."""
+        unseen = policy.without_pictures()
+        if unseen.plan != policy.plan and not self._noted:
+            self._noted = True
+            self._note(NO_PICTURE)
+        return unseen
 
     def _kept(self, key: PrefixKey) -> Prefix | None:
         """A kept prefix, which is now the one used last."""

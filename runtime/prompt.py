@@ -49,7 +49,7 @@ class PromptBuilder:
         settings = read_settings(folder / "tokenizer_config.json")
         self._template = read_template(folder, settings, spec.chat_template)
         self._variables = {
-            name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
+            name: _spelling(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)
         }
         readers = [self.tokenizer, *([self._words] if self._words else [])]
         added = [token for reader in readers for token in reader.get_added_tokens_decoder().values()]
@@ -81,7 +81,7 @@ class PromptBuilder:
                 )
         cut = _new_cut()
         text = self._render(messages, cut)
-        pieces = text.split(self._spec.image_placeholder)
+        pieces = self._pieces(text)
         if len(pieces) - 1 != len(layouts):
             raise PromptError(
                 f"the prompt has places for {len(pieces) - 1} pictures, but {len(layouts)} were given"
@@ -96,8 +96,8 @@ class PromptBuilder:
                 for layout, piece in zip(layouts, pieces[1:], strict=True)
             )
             text = self._spec.prompt_text(text)
-        # A template that writes the first token itself must not get it twice.
-        bare = text.startswith(self._variables.get("bos_token") or cut)
+        # A template that writes the first token itself must not get it twice; one for text writes all of them.
+        bare = self._spec.text_only or text.startswith(self._variables.get("bos_token") or cut)
         first, *rest = text.split(cut)
         parts = [shown, self.tokenizer.encode(first, add_special_tokens=not bare).ids]
         parts += [self.continuation.encode(part) for part in rest]
@@ -112,7 +112,7 @@ class PromptBuilder:
         if self._words is None:
             raise PromptError("the vision encoder of this family reads no words")
         cut = _new_cut()
-        text = self._render(messages, cut).replace(self._spec.image_placeholder, "")
+        text = "".join(self._pieces(self._render(messages, cut)))
         # The parts are tokenised one by one, and the first and last tokens of the whole put around them.
         found = self._words.encode(text.split(cut), is_pretokenized=True).ids
         if (most := self._spec.max_words) is not None and len(found) > most:
@@ -121,19 +121,25 @@ class PromptBuilder:
             )
         return np.array(found, dtype=np.int64)
 
+    def _pieces(self, text: str) -> list[str]:
+        """A rendered conversation, cut where its pictures go."""
+        placeholder = self._spec.image_placeholder
+        return [text] if placeholder is None else text.split(placeholder)
+
     def _render(self, messages: Sequence[Message], cut: str) -> str:
-        turns = [
-            {
-                "role": message.role,
-                "content": [{"type": "image"}] * message.images
-                + [{"type": "text", "text": self._defuse(message.text, cut)}],
-            }
-            for message in messages
-        ]
+        turns = [{"role": message.role, "content": self._content(message, cut)} for message in messages]
         try:
             return self._template.render(messages=turns, add_generation_prompt=True, **self._variables)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise PromptError(f"the chat template does not take these messages: {error}") from error
+
+    def _content(self, message: Message, cut: str) -> str | list[dict[str, str]]:
+        """A turn as the chat template takes it: a text, or a list of pictures and texts."""
+        text = self._defuse(message.text, cut)
+        if self._spec.image_placeholder is None:
+            self._spec.require_pictures(message.images)
+            return text
+        return [{"type": "image"}] * message.images + [{"type": "text", "text": text}]
 
     def _defuse(self, text: str, cut: str) -> str:
         """Marks a cut behind the first character of everything that spells a control token."""
@@ -168,5 +174,5 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _content(token: object) -> str:
+def _spelling(token: object) -> str:
     return str(token["content"]) if isinstance(token, dict) else str(token)

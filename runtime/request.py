@@ -90,11 +90,7 @@ def prepare(
         PromptError: the messages cannot become a prompt, or show more pictures than the model takes.
         CapacityError: the prompt and one new token do not fit into `capacity` positions.
     """
-    if spec.max_pictures is not None and len(images) > spec.max_pictures:
-        raise PromptError(
-            f"{len(images)} pictures were given, but {spec.model_type} takes at most {spec.max_pictures}; "
-            "ask about them one by one"
-        )
+    spec.require_pictures(len(images))
     layouts = tuple(spec.layout(image.width, image.height) for image in images)
     asked = {
         name: edited(messages, plan.edit(name), system_role=prompts.system_role)

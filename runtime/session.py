@@ -115,7 +115,7 @@ class Session(Protocol):
     def name(self) -> str: ...
 
     def encode(self, inputs: Mapping[str, Array]) -> Mapping[str, NDArray[np.float32]]:
-        """The vision encoder's outputs for its inputs, all by name."""
+        """The vision encoder's outputs for its inputs, all by name; never called for a text-only bundle."""
 
     def allocate(self, rows: int) -> CacheMemory:
         """Memory for `rows` rows with the least capacity, holding nothing; what it holds by chance is finite."""

@@ -52,7 +52,8 @@ MASKED = -30000.0
 class Geometry:
     """The sizes of a model, in config.json's words; context_length is the most positions that a row may hold.
 
-    image_seq_len are the tokens of the reference picture; how many another has may depend on its size.
+    image_seq_len are the tokens of the reference picture, 0 in a text-only bundle; how many another has may depend
+    on its size.
     """
 
     num_hidden_layers: int

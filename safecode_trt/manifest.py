@@ -61,10 +61,10 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecialTokens:
-    """Token ids that the runtime must know; the tokenizer files say the rest."""
+    """Token ids that the runtime must know; the tokenizer files say the rest. Text-only bundles have no image token."""
 
-    image_token_id: int
     eos_token_ids: tuple[int, ...]
+    image_token_id: int | None = None
     pad_token_id: int | None = None
 
 
@@ -141,6 +141,8 @@ class GraphParity:
 class Parity:
     """The comparison with transformers in fp32: features, first-step logits, and tokens.
 
+    `vision_encoder` is None in a text-only bundle.
+
     `top1_agreement` is over all positions of the probes, given the same past. `top1_within_noise` counts near ties
     as agreement: tokens that transformers itself puts behind its best by less than the rounding noise, which
     `logit_noise` has as a share of the logits' spread (`export.agreement.measure_agreement`). `greedy_agreement` is the
@@ -148,13 +150,21 @@ class Parity:
     """
 
     probes: int
-    vision_encoder: GraphParity
+    vision_encoder: GraphParity | None
     decoder: GraphParity
     top1_agreement: float
     top1_within_noise: float
     logit_noise: float
     greedy_agreement: float
     passed: bool
+
+    @property
+    def largest_differences(self) -> str:
+        """The largest difference of each graph in words."""
+        logits = f"{self.decoder.max_abs_difference:.2g} in logits"
+        if self.vision_encoder is None:
+            return f"largest difference {logits}"
+        return f"largest difference {self.vision_encoder.max_abs_difference:.2g} in features and {logits}"
 
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -195,7 +205,7 @@ class EngineGraph:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEntry:
-    """Both graphs, built for one version of TensorRT and for the compute capabilities named ("86" is 8.6).
+    """The bundle's graphs, built for one version of TensorRT and for the compute capabilities named ("86" is 8.6).
 
     `attention` is the form that the decoder was built in, which need not be the bundle's; `capacity` is how many
     positions its cache has, always. `graphs` is by the graph's name in the bundle.
@@ -233,12 +243,15 @@ class Manifest:
     are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
     is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own. `shape_nodes`
     names, by graph, the nodes that only compute shapes.
+
+    A text-only bundle has no vision encoder among its `graphs`, no `vision_precision`, no image token, an
+    `image_seq_len` of 0 and no cached reference.
     """
 
     model_type: str
     precision: Precision
     activations: Activations
-    vision_precision: VisionPrecision
+    vision_precision: VisionPrecision | None
     attention: AttentionForm
     geometry: Geometry
     graphs: Mapping[str, GraphSpec]
@@ -256,6 +269,7 @@ class Manifest:
     engines: tuple[EngineEntry, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_vision()
         for path in self.files:
             check_relative(path)
         for name, nodes in self.shape_nodes.items():
@@ -268,6 +282,24 @@ class Manifest:
                 raise BundleError(
                     f"bundle.json: engine {graph.file!r} is not among the files; build it again"
                 )
+
+    @property
+    def text_only(self) -> bool:
+        """Whether the bundle has no vision encoder."""
+        return VISION_ENCODER not in self.graphs
+
+    def _check_vision(self) -> None:
+        """What a vision encoder comes with is there if and only if it is."""
+        parts = {
+            "special_tokens.image_token_id": self.special_tokens.image_token_id is not None,
+            "vision_precision": self.vision_precision is not None,
+            "geometry.image_seq_len": self.geometry.image_seq_len > 0,
+        }
+        if wrong := [name for name, there in parts.items() if there == self.text_only]:
+            verb = "has no" if self.text_only else "has a"
+            raise BundleError(
+                f"bundle.json {verb} vision encoder, which {wrong[0]} contradicts; export again"
+            )
 
 
 def check_relative(path: str) -> str:

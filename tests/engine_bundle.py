@@ -107,14 +107,11 @@ def add_engines(
     shutil.copytree(source.path / "onnx", folder / "plans")
     manifest, spec = source.manifest, load_spec(source.path)
     capacity = manifest.geometry.context_length
-    graphs = {
-        VISION_ENCODER: manifest.graphs[VISION_ENCODER],
-        DECODER: engine_spec(manifest.graphs[DECODER], capacity),
-    }
-    profiles = {
-        VISION_ENCODER: vision_profiles(spec, graphs[VISION_ENCODER], config),
-        DECODER: decoder_profiles(spec, (graphs[VISION_ENCODER], manifest.graphs[DECODER]), capacity, config),
-    }
+    graphs = {**manifest.graphs, DECODER: engine_spec(manifest.graphs[DECODER], capacity)}
+    vision = manifest.graphs.get(VISION_ENCODER)
+    profiles = {DECODER: decoder_profiles(spec, (vision, manifest.graphs[DECODER]), capacity, config)}
+    if vision is not None:
+        profiles[VISION_ENCODER] = vision_profiles(spec, vision, config)
     models = {name: folder / "plans" / Path(name).name for name in graphs}
     models[DECODER].write_bytes(decoder_model(source, attention)[0])
     entry = EngineEntry(

@@ -25,7 +25,7 @@ from tests.families import FamilyCase
 if TYPE_CHECKING:
     from safecode_trt.export import ExportConfig
     from safecode_trt.export.parity import Answer
-    from safecode_trt.export.probes import Probe
+    from safecode_trt.export.probes import TextProbe
 
 PREPROCESSOR = "preprocessor."
 
@@ -36,7 +36,7 @@ class FamilyCheckpoints:
     def __init__(self, factory: pytest.TempPathFactory) -> None:
         self._factory = factory
         self._folders: dict[str, Path] = {}
-        self._answers: dict[str, tuple[Sequence[Probe], Sequence[Answer]]] = {}
+        self._answers: dict[str, tuple[Sequence[TextProbe], Sequence[Answer]]] = {}
         self._bundles: dict[tuple[str, Precision, AttentionForm, Activations | None], Bundle] = {}
 
     def checkpoint(self, case: FamilyCase) -> Path:
@@ -78,7 +78,7 @@ class FamilyCheckpoints:
                 self._bundles[key] = _with_decoder(self.bundle(case, base), folder, output, config)
         return self._bundles[key]
 
-    def answers(self, case: FamilyCase) -> tuple[Sequence[Probe], Sequence[Answer]]:
+    def answers(self, case: FamilyCase) -> tuple[Sequence[TextProbe], Sequence[Answer]]:
         """Probes on the case's layouts and the reference layout, and what transformers answers."""
         from safecode_trt.export.package import special_tokens
         from safecode_trt.export.parity import answer_probes

@@ -45,6 +45,7 @@ def parity(case: FamilyCase, bundle: Bundle, made: FamilyCheckpoints) -> Parity:
 def test_fp32_is_transformers(case: FamilyCase, attention: AttentionForm, made: FamilyCheckpoints) -> None:
     bundle = made.bundle(case, "fp32", attention)
     found = parity(case, bundle, made)
+    assert found.vision_encoder is not None
     for graph in (found.vision_encoder, found.decoder):
         assert graph.max_abs_difference <= 2e-4 or graph.max_rel_difference <= 1e-3
     assert found.passed and found.top1_agreement == 1.0 and found.greedy_agreement == 1.0

@@ -83,18 +83,23 @@ def write_checkpoint(
 
 
 def _architecture(config: Any) -> str:
-    from transformers import AutoModelForImageTextToText
+    return str(_auto_class(config)._model_mapping[type(config)].__name__)
 
-    return str(AutoModelForImageTextToText._model_mapping[type(config)].__name__)
+
+def _auto_class(config: Any) -> Any:
+    """Transformers' class that makes the model of a configuration: with pictures, or a language model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    seen = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if seen else AutoModelForCausalLM
 
 
 def parameter_shapes(config: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every tensor of the model as transformers names it in memory, without making one."""
     import torch
-    from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = _auto_class(config).from_config(config)
     for name, value in model.named_parameters():
         yield name, tuple(value.shape)
 
@@ -181,7 +186,8 @@ def _encode(values: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
 
 def _write_settings(folder: Path, made: RandomFamily, config: Any) -> None:
     write_json(folder / "generation_config.json", {"do_sample": False, **made.ids()})
-    write_json(folder / "preprocessor_config.json", made.preprocessor(config))
+    if preprocessor := made.preprocessor(config):
+        write_json(folder / "preprocessor_config.json", preprocessor)
     if processor := made.processor(config):
         write_json(folder / "processor_config.json", processor)
     if made.chat_template is not None:

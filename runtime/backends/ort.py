@@ -74,16 +74,18 @@ class OrtSession:
             open_graph, provider=provider, threads=threads, allow_cpu_fallback=allow_cpu_fallback
         )
         on_cpu = provider is CPU
-        # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
-        entries = vision_entries(bundle) if on_cpu else {}
-        self._vision = opened(
-            bundle.file(VISION_ENCODER),
-            spin=False,
-            entries=entries,
-            shape_nodes=manifest.shape_nodes.get(VISION_ENCODER, ()),
-        )
-        _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
+        self._vision: Any = None
         self._decoder: Any = None
+        if not manifest.text_only:
+            # The two graphs never run together: a spinning vision pool would only steal the decoder's cores.
+            entries = vision_entries(bundle) if on_cpu else {}
+            self._vision = opened(
+                bundle.file(VISION_ENCODER),
+                spin=False,
+                entries=entries,
+                shape_nodes=manifest.shape_nodes.get(VISION_ENCODER, ()),
+            )
+            _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         if decoder:
             keep = keep_graphs and on_cpu
             shapes = manifest.shape_nodes.get(DECODER, ())

@@ -65,10 +65,10 @@ class TrtSession:
                 f"{self._geometry.context_length}; build it again"
             )
         _require_aligned(self._geometry, self._dtype)
-        vision, decoder = (manifest.graphs[name] for name in (VISION_ENCODER, DECODER))
+        decoder = manifest.graphs[DECODER]
         engines = {
-            name: TrtEngine(library, bundle.file(entry.graphs[name].file), manifest.graphs[name], stream)
-            for name in (VISION_ENCODER, DECODER)
+            name: TrtEngine(library, bundle.file(entry.graphs[name].file), graph, stream)
+            for name, graph in manifest.graphs.items()
         }
         memory = stream.allocate(max(engine.memory_bytes for engine in engines.values()))
         profiles = {name: graph.profiles for name, graph in entry.graphs.items()}
@@ -80,7 +80,11 @@ class TrtSession:
         else:
             # Nothing says that TensorRT may write the result of a scatter to where its input is.
             scratch = self._cache(max(profile.axes["C"].max for profile in profiles[DECODER]))
-        self._vision = TrtVision(engines[VISION_ENCODER], vision, profiles[VISION_ENCODER], stream, memory)
+        if not manifest.text_only:
+            vision = manifest.graphs[VISION_ENCODER]
+            self._vision = TrtVision(
+                engines[VISION_ENCODER], vision, profiles[VISION_ENCODER], stream, memory
+            )
         self._decoder = TrtDecoder(
             engines[DECODER],
             engine_spec(decoder, entry.capacity),

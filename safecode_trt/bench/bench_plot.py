@@ -42,12 +42,13 @@ def _ratios(axes: Axes, result: BenchResult) -> None:
 
 
 def _shares(axes: Axes, result: BenchResult) -> None:
-    bottoms = [0.0, 0.0, 0.0]
+    kinds = list(result.shares[0].milliseconds)
+    bottoms = [0.0] * len(kinds)
     for share, colour in zip(result.shares, COLOURS, strict=False):
         if share.part == "whole":
             continue
-        heights = [share.plain, share.cached, share.noised]
-        axes.bar(("plain", "cached", "noised"), heights, bottom=bottoms, label=share.part, color=colour)
+        heights = [share.milliseconds[kind] for kind in kinds]
+        axes.bar(kinds, heights, bottom=bottoms, label=share.part, color=colour)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     axes.set_ylabel(f"ms of a reply of {max(result.setup.tokens)} tokens")
     axes.legend(fontsize=8)

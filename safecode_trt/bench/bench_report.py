@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from safecode_trt.bench.bench_result import BenchResult
+from safecode_trt.bench.bench_result import BenchResult, Share
 from safecode_trt.bench.timing import Spread
 from safecode_trt.machine import Machine
 from safecode_trt.text_table import TextTable
@@ -15,15 +15,15 @@ __all__ = ["bench_tables", "facts", "machine_line", "milliseconds", "times"]
 def facts(result: BenchResult) -> list[str]:
     """What was measured, on what and how, in a few lines."""
     bundle, setup, g = result.bundle, result.setup, result.bundle.geometry
-    pictures = "1 picture" if setup.pictures == 1 else f"{setup.pictures} tiles"
+    pictures = {0: "no picture", 1: "1 picture"}.get(setup.pictures, f"{setup.pictures} tiles")
     return [
         machine_line(result.machine),
         f"{bundle.path}: {bundle.model_type}, {bundle.precision}, {g.num_hidden_layers} layers, hidden "
-        f"{g.hidden_size}, vocabulary {g.vocab_size}, {g.context_length} positions, {g.image_seq_len} for the "
-        "reference picture",
+        f"{g.hidden_size}, vocabulary {g.vocab_size}, {g.context_length} positions"
+        + (f", {g.image_seq_len} for the reference picture" if g.image_seq_len else ""),
         f"{setup.repeats} interleaved rounds; a prompt of {setup.prompt_tokens} tokens with {pictures}, a judge's "
-        f"of {setup.judge_tokens}; steps see {setup.visible_keys} positions of {setup.capacity} allocated; the "
-        f"cached reference's prefix is {setup.cached_prefix}",
+        f"of {setup.judge_tokens}; steps see {setup.visible_keys} positions of {setup.capacity} allocated"
+        + (f"; the cached reference's prefix is {setup.cached_prefix}" if g.image_seq_len else ""),
     ]
 
 
@@ -41,15 +41,8 @@ def bench_tables(result: BenchResult) -> list[TextTable]:
         for ratio in result.ratios
     ]
     tokens = max(result.setup.tokens)
-    shares = [
-        (
-            share.part,
-            f"{share.plain:.1f}",
-            *_beside(share.cached, share.plain),
-            *_beside(share.noised, share.plain),
-        )
-        for share in result.shares
-    ]
+    others = [name for name in result.shares[0].milliseconds if name != "plain"]
+    shares = [_beside(share, others) for share in result.shares]
     overhead = [
         (o.step, f"{o.step_ms:.2f}", f"{o.outside_ms:.3f}", f"{o.binding_ms:.3f}", f"{o.share:.1%}")
         for o in result.overhead
@@ -58,7 +51,7 @@ def bench_tables(result: BenchResult) -> list[TextTable]:
         _table("Ratios within a round", ("what", "against", "median", "min", "max", "more"), ratios),
         _table(
             f"Where a reply of {tokens} tokens spends its milliseconds",
-            ("part", "plain", "cached", "against plain", "noised", "against plain"),
+            ("part", "plain", *(head for name in others for head in (name, "against plain"))),
             shares,
         ),
         _table(
@@ -81,8 +74,11 @@ def times(spread: Spread) -> tuple[str, str, str]:
     return f"{spread.median:.2f}x", f"{spread.low:.2f}", f"{spread.high:.2f}"
 
 
-def _beside(ms: float, plain: float) -> tuple[str, str]:
-    return f"{ms:.1f}", f"{ms - plain:+.1f}"
+def _beside(share: Share, others: Sequence[str]) -> tuple[str, ...]:
+    """A part's row: plain decoding, then each other kind and how much more it takes."""
+    ms = share.milliseconds
+    cells = (cell for name in others for cell in (f"{ms[name]:.1f}", f"{ms[name] - ms['plain']:+.1f}"))
+    return share.part, f"{ms['plain']:.1f}", *cells
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> TextTable:

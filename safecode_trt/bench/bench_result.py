@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class BundleFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What the cases were: rounds, sizes of prompts; `pictures` counts tiles.
+    """What the cases were: rounds, sizes of prompts; `pictures` counts tiles, 0 in a text-only bundle.
 
     A step sees `visible_keys` positions and reads `capacity`, all that are allocated.
     """
@@ -52,12 +53,10 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Milliseconds of one part of the longest reply by kind of decoding."""
+    """Milliseconds of one part of the longest reply by kind of decoding, `plain` first."""
 
     part: str
-    plain: float
-    cached: float
-    noised: float
+    milliseconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

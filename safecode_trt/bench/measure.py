@@ -14,7 +14,7 @@ from typing import cast
 from safecode_trt.bench.bench_result import BenchResult, BundleFacts, Overhead, Ratio, Setup, Share
 from safecode_trt.bench.meter import PARTS
 from safecode_trt.bench.timing import Case, Rounds, Spread, interleaved
-from safecode_trt.bench.workload import MAX_ROWS, VARIANTS, Workload
+from safecode_trt.bench.workload import MAX_ROWS, Workload
 from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.errors import ConfigError
 from safecode_trt.machine import this_machine
@@ -89,8 +89,8 @@ def _time_opening(path: Path, runtime: RuntimeConfig, repeats: int, progress: Pr
 def _cases(work: Workload, tokens: Sequence[int]) -> dict[str, Case]:
     cases = {_rows("step", rows): work.steps(rows) for rows in range(1, MAX_ROWS + 1)}
     cases |= {_rows("prefill", rows): work.prefill(rows) for rows in range(1, MAX_ROWS + 1)}
-    cases |= {_pictures(count): work.vision(count) for count in (1, 2)}
-    cases |= {_reply(variant, n): work.reply(variant, n) for n in tokens for variant in VARIANTS}
+    cases |= {_pictures(count): work.vision(count) for count in (1, 2) if work.pictures}
+    cases |= {_reply(variant, n): work.reply(variant, n) for n in tokens for variant in work.variants}
     return cases
 
 
@@ -116,8 +116,8 @@ def _result(
     rounds: Rounds,
     opened: Spread,
 ) -> BenchResult:
-    manifest, prompts = engine.bundle.manifest, work.prompts
-    judge = prompts["cached"].tokens.get("judge")
+    manifest, prompts, longest = engine.bundle.manifest, work.prompts, max(tokens)
+    judge = prompts[work.variants[1]].tokens.get("judge")
     return BenchResult(
         machine=this_machine(runtime.threads, engine.session.name),
         bundle=BundleFacts(
@@ -132,55 +132,60 @@ def _result(
             tokens=tokens,
             prompt_tokens=len(prompts["plain"].tokens["request"]),
             judge_tokens=0 if judge is None else len(judge),
-            pictures=len(prompts["plain"].layouts[0].views),
+            pictures=sum(len(layout.views) for layout in prompts["plain"].layouts),
             visible_keys=work.visible_keys,
             capacity=work.capacity,
         ),
-        ratios=_ratios(rounds, tokens),
-        milliseconds={"open": opened.scaled(1e3)} | _milliseconds(rounds, max(tokens)),
-        shares=_shares(rounds, max(tokens)),
-        overhead=_overhead(rounds, max(tokens)),
+        ratios=_ratios(rounds, work, tokens),
+        milliseconds={"open": opened.scaled(1e3)} | _milliseconds(rounds, work, longest),
+        shares=_shares(rounds, work, longest),
+        overhead=_overhead(rounds, work, longest),
     )
 
 
-def _ratios(rounds: Rounds, tokens: Sequence[int]) -> tuple[Ratio, ...]:
+def _ratios(rounds: Rounds, work: Workload, tokens: Sequence[int]) -> tuple[Ratio, ...]:
     pairs = [
         (_rows(what, rows), _rows(what, 1)) for what in ("step", "prefill") for rows in range(2, MAX_ROWS + 1)
     ]
-    pairs.append((_pictures(2), _pictures(1)))
-    pairs += [(_reply(variant, n), _reply("plain", n)) for variant in VARIANTS[1:] for n in tokens]
+    pairs += [(_pictures(2), _pictures(1))] if work.pictures else []
+    pairs += [(_reply(variant, n), _reply("plain", n)) for variant in work.variants[1:] for n in tokens]
     return tuple(Ratio(name=name, base=base, times=rounds.ratio(name, base)) for name, base in pairs)
 
 
-def _milliseconds(rounds: Rounds, tokens: int) -> dict[str, Spread]:
+def _milliseconds(rounds: Rounds, work: Workload, tokens: int) -> dict[str, Spread]:
     found = {name: rounds.spread(name) for name in rounds.seconds if "/" not in name}
     found |= {
         _reply(variant, tokens).replace("reply", "first token of a reply"): rounds.spread(
             f"{_reply(variant, tokens)}/first token"
         )
-        for variant in VARIANTS
+        for variant in work.variants
     }
     return {name: spread.scaled(1e3) for name, spread in found.items()}
 
 
-def _shares(rounds: Rounds, tokens: int) -> tuple[Share, ...]:
+def _shares(rounds: Rounds, work: Workload, tokens: int) -> tuple[Share, ...]:
     """The medians of the parts, of what they leave of the whole, and of the whole."""
     names = {part: f"/{part}" for part in (*PARTS, "rest")} | {"whole": ""}
     return tuple(
         Share(
             part=part,
-            **{variant: rounds.spread(_reply(variant, tokens) + suffix).median * 1e3 for variant in VARIANTS},
+            milliseconds={
+                variant: rounds.spread(_reply(variant, tokens) + suffix).median * 1e3
+                for variant in work.variants
+            },
         )
         for part, suffix in names.items()
     )
 
 
-def _overhead(rounds: Rounds, tokens: int) -> tuple[Overhead, ...]:
+def _overhead(rounds: Rounds, work: Workload, tokens: int) -> tuple[Overhead, ...]:
     found = []
+    steered = work.variants[-1]
+    rows = "1 row" if steered == "verdict" else "2 rows"
     for label, variant, step in (
         ("plain, 1 row", "plain", "step"),
-        ("steered, 2 rows", "noised", "steered step"),
-        ("after steering, 1 row", "noised", "step"),
+        (f"steered, {rows}", steered, "steered step"),
+        ("after steering, 1 row", steered, "step"),
     ):
         name = f"{_reply(variant, tokens)}/{step}"
         if name in rounds.seconds:

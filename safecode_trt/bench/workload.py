@@ -20,27 +20,31 @@ from safecode_trt.runtime.image import normalise, picture_views
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.request import Request, as_messages, prepare
 
-__all__ = ["MAX_ROWS", "VARIANTS", "VISIBLE_KEYS", "Variant", "Workload"]
+__all__ = ["MAX_ROWS", "VISIBLE_KEYS", "Variant", "Workload"]
 
-Variant = Literal["plain", "cached", "noised"]
-VARIANTS: tuple[Variant, ...] = ("plain", "cached", "noised")
+Variant = Literal["plain", "cached", "noised", "verdict"]
+SEEN: tuple[Variant, ...] = ("plain", "cached", "noised")
+READ: tuple[Variant, ...] = ("plain", "verdict")
 MAX_ROWS = 3
 # The middle of a size of the cache: a step reads all of it, and that is how much is filled on average.
 VISIBLE_KEYS = 224
 
 
 class Workload:
-    """One request about one picture, on an engine whose session it meters."""
+    """One request about one picture, or about none on a text-only bundle, on an engine whose session it meters.
+
+    `variants` are the kinds of decoding: plain, and the mode of the bundle with each reference; without a picture
+    the verdict alone.
+    """
 
     def __init__(self, engine: Engine, request: str) -> None:
         self.engine, self.text = engine, request
         self.meter = MeteredSession(engine.session)
         engine.session = self.meter
-        self.policies: dict[Variant, Policy] = {name: _policy(engine, name) for name in VARIANTS}
-        width, height = engine.spec.reference_layout.views[0].size
-        ramp = np.arange(width * height * 3, dtype=np.uint32).reshape(height, width, 3)
-        self.picture = Image.fromarray((ramp % 251).astype(np.uint8))
-        self.prompts = {name: self._prepared(name) for name in VARIANTS}
+        self.variants = READ if engine.spec.text_only else SEEN
+        self.policies: dict[Variant, Policy] = {name: _policy(engine, name) for name in self.variants}
+        self.pictures = [_drawn(*view.size) for view in engine.spec.reference_layout.views[:1]]
+        self.prompts = {name: self._prepared(name) for name in self.variants}
         self.visible_keys = min(VISIBLE_KEYS, engine.capacity // 2)
         self.capacity = self._cache(1, self.visible_keys).memory.capacity
 
@@ -75,7 +79,7 @@ class Workload:
     def vision(self, pictures: int) -> Case:
         """The vision encoder on so many pictures in one call, tiles included."""
         spec, layout = self.engine.spec, self.prompts["plain"].layouts[0]
-        views = normalise(picture_views(self.picture, layout, spec.resample), spec)
+        views = normalise(picture_views(self.pictures[0], layout, spec.resample), spec)
         words = self.prompts["plain"].words.get("request")
         inputs = spec.vision_inputs(views, layout, words)
         batch = {name: np.concatenate([x] * pictures) for name, x in inputs.items()}
@@ -93,7 +97,7 @@ class Workload:
         self.meter.calls.clear()
         reply = self.engine.generate(
             self.text,
-            image=self.picture,
+            image=self.pictures,
             policy=self.policies[variant],
             sampling=SamplingParams(max_new_tokens=tokens, ignore_eos=True),
         )
@@ -106,8 +110,8 @@ class Workload:
 
     def _prepared(self, variant: Variant) -> Request:
         return prepare(
-            as_messages(self.text, 1),
-            [self.picture],
+            as_messages(self.text, len(self.pictures)),
+            self.pictures,
             plan=self.policies[variant].plan,
             prompts=self.engine.prompts,
             spec=self.engine.spec,
@@ -141,4 +145,11 @@ def _policy(engine: Engine, variant: Variant) -> Policy:
     defaults = engine.bundle.manifest.safecode
     if variant == "plain":
         return make_policy("plain", defaults)
+    if variant == "verdict":
+        return make_policy("safecode", defaults).without_pictures()
     return make_policy("safecode", defaults, settings=replace(defaults.settings, reference=variant))
+
+
+def _drawn(width: int, height: int) -> Image.Image:
+    ramp = np.arange(width * height * 3, dtype=np.uint32).reshape(height, width, 3)
+    return Image.fromarray((ramp % 251).astype(np.uint8))

@@ -50,7 +50,7 @@ __all__ = ["command"]
 def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> None:
     """Make TensorRT engines of BUNDLE's graphs and enter them in its manifest.
 
-    The bundle changes only when both engines are whole. A decoder in a form that this TensorRT does not take is
+    The bundle changes only when every engine is whole. A decoder in a form that this TensorRT does not take is
     rewritten into one that it does.
 
     \b

@@ -13,7 +13,7 @@ from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH
 from safecode_trt.cli.reply_session import ReplyOptions, ReplySession, reply_options, summary
 from safecode_trt.config import MODES
-from safecode_trt.errors import ConfigError, PromptError, SafeCodeError
+from safecode_trt.errors import ConfigError, SafeCodeError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime import Message
@@ -46,12 +46,7 @@ class Conversation:
         """
         from safecode_trt.runtime.picture_file import read_picture
 
-        spec = self.session.engine.spec
-        if spec.max_pictures is not None and len(self.pictures) >= spec.max_pictures:
-            most = "1 picture" if spec.max_pictures == 1 else f"{spec.max_pictures} pictures"
-            raise PromptError(
-                f"{spec.model_type} takes at most {most} in a conversation; /clear starts one without"
-            )
+        self.session.engine.spec.require_pictures(len(self.pictures) + 1)
         self.pictures.append(read_picture(path))
 
     def decode(self, mode: str) -> None:

@@ -15,6 +15,7 @@ from safecode_trt.cli.eval_options import answer_options, judging_options, names
 from safecode_trt.cli.judge_options import judge_options
 from safecode_trt.cli.options import PATH, as_json, engine_options, sampling_options
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
+from safecode_trt.errors import EvalError
 
 if TYPE_CHECKING:
     from safecode_trt.eval.evaluate import Workers
@@ -120,7 +121,13 @@ def command(
         splits=split or BENCHMARKS[benchmark].default,
         shard=one,
     )
-    defaults = Bundle.open(bundle, check_hashes=False).manifest.safecode
+    manifest = Bundle.open(bundle, check_hashes=False).manifest
+    if manifest.text_only and (shown := next((item for item in part.items if item.picture), None)):
+        raise EvalError(
+            f"{benchmark} shows pictures, such as that of {shown.key}, and {bundle} has no vision encoder; evaluate it "
+            "on a benchmark of texts, or another bundle on this one"
+        )
+    defaults = manifest.safecode
     config = RunnerConfig(
         bundle=bundle,
         arms=make_arms(cast("tuple[Mode, ...]", modes), ablate=ablate, defaults=defaults, judge=judge),

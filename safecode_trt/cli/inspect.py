@@ -71,13 +71,14 @@ def _facts(manifest: Manifest) -> Table:
     facts = {
         "model type": manifest.model_type,
         "weights": f"{manifest.precision}, {manifest.activations} activations, {manifest.attention} attention; "
-        f"vision encoder {manifest.vision_precision}",
+        + ("no vision encoder" if manifest.text_only else f"vision encoder {manifest.vision_precision}"),
         "quantised": _quantization(manifest),
         "engines": "\n".join(map(_engine, manifest.engines)) or "none",
         "decoder": f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
         f"({geometry.num_key_value_heads} for keys and values) of {geometry.head_dim}, "
         f"hidden {geometry.hidden_size}, vocabulary {geometry.vocab_size}",
-        "context": f"{geometry.context_length} tokens, {geometry.image_seq_len} for the reference picture"
+        "context": f"{geometry.context_length} tokens"
+        + ("" if manifest.text_only else f", {geometry.image_seq_len} for the reference picture")
         + ("" if manifest.max_tiles is None else f", at most {manifest.max_tiles} tiles beside it"),
         "safecode": ", ".join(
             f"{key} {json.dumps(value)}"

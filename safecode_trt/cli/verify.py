@@ -75,6 +75,5 @@ def describe(parity: Parity | None) -> str:
         f"parity with transformers over {parity.probes} probes: "
         f"greedy tokens {parity.greedy_agreement:.1%}, top-1 {parity.top1_agreement:.1%} "
         f"({parity.top1_within_noise:.1%} but for near ties), noise of the logits {parity.logit_noise:.2%}, "
-        f"largest difference {parity.vision_encoder.max_abs_difference:.2g} in features "
-        f"and {parity.decoder.max_abs_difference:.2g} in logits"
+        f"{parity.largest_differences}"
     )

@@ -235,6 +235,9 @@ class Policy(Protocol):
     def informed(self, verdict: Verdict) -> Policy:
         """The same policy with a verdict from elsewhere: its plan has no judge."""
 
+    def without_pictures(self) -> Policy:
+        """The policy for a request that shows no picture: what contrasts pictures is left out."""
+
     def begin(self, logits: Mapping[str, Logits]) -> Steering:
         """Takes the logits (V,) at the end of every context's prompt, by context name.
 

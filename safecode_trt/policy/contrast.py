@@ -10,7 +10,7 @@ import numpy as np
 from safecode_trt.config import Prompts, SafeCodeConfig
 from safecode_trt.ops.fused import FusedStep
 from safecode_trt.ops.reference import ContrastForm, Ids, Logits, contrast, plausible
-from safecode_trt.policy.base import Context, DiffusionNoise, Noise, PixelNoise, PromptEdit
+from safecode_trt.policy.base import REAL, UNCHANGED, Context, DiffusionNoise, Noise, PixelNoise, PromptEdit
 from safecode_trt.policy.stage import Action, First, Stage, Step
 
 __all__ = [
@@ -74,6 +74,12 @@ class ContrastStage(Stage):
 
     contrast: Contrast
     steps: int | None
+
+    def without_pictures(self) -> ContrastStage | None:
+        """None where the two rows differ in the picture only: without one they are the same."""
+        (context,) = self.contexts
+        unseen = not self.prompts.get(context.prompt, UNCHANGED).pictures
+        return None if context.picture != REAL.picture or unseen else self
 
     def begin(self, first: First) -> ContrastAction:
         """Needs no logits."""

@@ -44,6 +44,10 @@ class PlainPolicy:
         """The same: it asks for no verdict."""
         return self
 
+    def without_pictures(self) -> PlainPolicy:
+        """The same: it contrasts nothing."""
+        return self
+
     def begin(self, logits: Mapping[str, Logits]) -> PlainSteering:
         """Needs no logits."""
         return PlainSteering()

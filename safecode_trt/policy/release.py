@@ -13,7 +13,7 @@ import numpy as np
 
 from safecode_trt.config import ReleaseConfig, SafeCodeConfig, SamplingParams
 from safecode_trt.ops.reference import Ids, Logits, argmax_lowest, contrast
-from safecode_trt.policy.base import Context, Verdict
+from safecode_trt.policy.base import REAL, Context, Verdict
 from safecode_trt.policy.contrast import Contrast, ContrastAction, picture_noise
 from safecode_trt.policy.modulation import Modulation, check_vocabulary
 from safecode_trt.policy.stage import Action, First, Stage, Step
@@ -63,11 +63,17 @@ class ReleaseAction(Action):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseStage(Stage):
-    """The whole program; `refusal_ids` are all tokens of all `phrases`."""
+    """The whole program; `refusal_ids` are all tokens of all `phrases`, `reference` the context to contrast with."""
 
     settings: SafeCodeConfig
     phrases: tuple[Phrase, ...]
     refusal_ids: Ids
+    reference: str = "noised"
+
+    def without_pictures(self) -> ReleaseStage:
+        """The program with an alpha of 0, so that the row is contrasted with nothing."""
+        settings = replace(self.settings, alpha=0.0)
+        return replace(self, contexts=(), noise=None, settings=settings, reference=REAL.name)
 
     def begin(self, first: First) -> ReleaseAction:
         """Chooses the phrase or the shift.
@@ -85,7 +91,7 @@ class ReleaseStage(Stage):
             config=config,
             unsafe=verdict.unsafe,
             forced=forced,
-            contrast=ContrastAction(contrast=how, context="noised"),
+            contrast=ContrastAction(contrast=how, context=self.reference),
             modulation=Modulation(
                 refusal_ids=self.refusal_ids,
                 top_k=0 if config.whole_vocabulary else settings.top_k,
@@ -94,7 +100,7 @@ class ReleaseStage(Stage):
         )
 
     def _prefix(self, first: First, alpha: float) -> tuple[int, ...]:
-        z = contrast(first.logits["real"], first.logits["noised"], alpha, "difference")
+        z = contrast(first.logits["real"], first.logits[self.reference], alpha, "difference")
         _, ids = choose_phrase(z, self.phrases, self.settings.top_k)
         return ids[: self.settings.contrast_steps]
 

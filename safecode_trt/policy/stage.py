@@ -97,6 +97,10 @@ class Stage(ABC):
         """The same stage where the verdict is known before the prompts are made."""
         return self
 
+    def without_pictures(self) -> Stage | None:
+        """The stage where a request shows no picture; None if it has nothing to do then."""
+        return self
+
     @abstractmethod
     def begin(self, first: First) -> Action:
         """What the stage does in a reply.

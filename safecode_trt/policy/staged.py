@@ -92,6 +92,17 @@ class StagedPolicy:
             known=verdict,
         )
 
+    def without_pictures(self) -> StagedPolicy:
+        """The stages that have something to do without a picture."""
+        stages = (stage.without_pictures() for stage in self._stages)
+        return StagedPolicy(
+            [stage for stage in stages if stage is not None],
+            judge=self._judge,
+            fallback=self.fallback,
+            abstain=self._abstain,
+            known=self._known,
+        )
+
     def begin(self, logits: Mapping[str, Logits]) -> StagedSteering:
         """Reads the verdict, if a stage acts on one, and starts the stages.
 

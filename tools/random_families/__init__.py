@@ -9,7 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["RandomFamily", "families", "family"]
+__all__ = ["RandomFamily", "families", "family", "text_family"]
+
+TEXT_SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TEXT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TINY_TEXT: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 352,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +36,8 @@ class RandomFamily:
 
     `specials` are the control tokens; the id of each is its place, and `added` are those after all others, as in
     a vocabulary that was extended. `preprocessor` makes preprocessor_config.json
-    of a configuration, `processor` processor_config.json, and `write_more` writes what else the family has.
+    of a configuration, `processor` processor_config.json, neither of which text-only families have, and `write_more`
+    writes what else the family has.
     """
 
     config_class: str
@@ -29,9 +46,9 @@ class RandomFamily:
     bos: str
     eos: str
     pad: str
-    preprocessor: Callable[[Any], dict[str, Any]]
-    processor: Callable[[Any], dict[str, Any]]
     chat_template: str | None
+    preprocessor: Callable[[Any], dict[str, Any]] = lambda config: {}
+    processor: Callable[[Any], dict[str, Any]] = lambda config: {}
     # Whether the tokenizer itself puts `bos` in front, as those of Llama do.
     adds_bos: bool = False
     # Single tokens in addition to the usual ones, with \u0120 for a space in front.
@@ -43,6 +60,20 @@ class RandomFamily:
         """The ids of the three tokens that every configuration names."""
         tokens = {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
         return {name: self.specials.index(token) for name, token in tokens.items()}
+
+
+def text_family(config_class: str, sizes: Mapping[str, Mapping[str, Any]]) -> RandomFamily:
+    """A text-only family; `sizes` are the real ones and what its tiny one has beyond `TINY_TEXT`."""
+    return RandomFamily(
+        config_class=config_class,
+        sizes={**sizes, "tiny": TINY_TEXT | dict(sizes.get("tiny", {}))},
+        specials=TEXT_SPECIALS,
+        bos="<|im_start|>",
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        chat_template=TEXT_TEMPLATE,
+        words=("Yes", "No"),
+    )
 
 
 def families() -> tuple[str, ...]:

@@ -214,7 +214,7 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "patches", "pixels", "rope", "spec", "text", "tower"}))
+    return tuple(sorted(set(files) - {"layout", "patches", "pixels", "rope_config", "spec", "text_config", "tower"}))
 
 
 def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:

@@ -45,8 +45,9 @@ def export_bundle(
     config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
     if config.precision == "bf16" and config.verify:
         raise ConfigError(
-            "a bf16 decoder cannot be compared with transformers on the CPU, which has no kernels for it; "
-            "pass --no-verify and run the bundle on a GPU backend"
+            "bf16 cannot be compared with transformers on the CPU, which has no kernels for it",
+            field="precision",
+            fix="pass --no-verify, and run the bundle on a GPU backend",
         )
     spec = load_spec(model, max_tiles=config.max_tiles)
     geometry = package.geometry(spec, config)

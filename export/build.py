@@ -130,7 +130,7 @@ def decoder_model(bundle: Bundle, attention: AttentionForm) -> tuple[bytes, Grap
     try:
         import onnx_ir as ir
     except ModuleNotFoundError as error:
-        raise BackendError(f"{error.name} is not installed; run: pip install onnx-ir") from error
+        raise BackendError(f"{error.name} is not installed", fix="pip install onnx-ir") from error
     from safecode_trt.export.decompose import decompose
     from safecode_trt.export.engine_graph import engine_graph
 

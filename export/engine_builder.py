@@ -141,7 +141,7 @@ def _set_targets(trt_rtx: Any, config: tensorrt_rtx.IBuilderConfig, capabilities
         if f"SM{capability}" not in known:
             names = ", ".join(name.removeprefix("SM") for name in known if name.startswith("SM"))
             raise ConfigError(
-                f"sm {capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}"
+                f"{capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}", field="sm"
             )
         config.set_compute_capability(known[f"SM{capability}"], place)
 
@@ -159,7 +159,9 @@ def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise ConfigError(f"timing_cache {path} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}", field="timing_cache"
+        ) from error
     cache: tensorrt.ITimingCache = config.create_timing_cache(data)
     taken: bool = config.set_timing_cache(cache, False)
     if not taken:

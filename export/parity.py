@@ -174,7 +174,8 @@ def require_passed(parity: Parity, precision: Precision) -> None:
             f"{parity.logit_noise:.2g} (at most {MOST_NOISE[precision]}), greedy agreement "
             f"{parity.greedy_agreement:.3f}, largest difference of features "
             f"{parity.vision_encoder.max_abs_difference:.2g} and of logits "
-            f"{parity.decoder.max_abs_difference:.2g}; try a higher precision, or --no-verify to export anyway"
+            f"{parity.decoder.max_abs_difference:.2g}",
+            fix="choose a higher --precision, or pass --no-verify to export anyway",
         )
 
 

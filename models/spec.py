@@ -108,7 +108,10 @@ class ModelSpec(ABC):
         Raises:
             ConfigError: the family does not cut pictures.
         """
-        raise ConfigError(f"{self.model_type} does not cut pictures into tiles; leave max_tiles unset")
+        raise ConfigError(
+            f"has no effect: {self.model_type} does not cut pictures into tiles; leave it out",
+            field="max_tiles",
+        )
 
     @property
     @abstractmethod
@@ -214,7 +217,9 @@ def known_model_types() -> tuple[str, ...]:
     import safecode_trt.models as package
 
     files = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(set(files) - {"layout", "patches", "pixels", "rope_config", "spec", "text_config", "tower"}))
+    return tuple(
+        sorted(set(files) - {"layout", "patches", "pixels", "rope_config", "spec", "text_config", "tower"})
+    )
 
 
 def load_spec(folder: Path, *, max_tiles: int | None = None) -> ModelSpec:

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safecode_trt import remedies
 from safecode_trt.contract import decoder_graph
-from safecode_trt.errors import BundleError
+from safecode_trt.errors import BundleError, ConfigError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, ENGINES, SCHEMA_VERSION, FileEntry, Manifest
 from safecode_trt.records import loads, to_dict
 
@@ -59,24 +60,37 @@ class Bundle:
             BundleError: the manifest does not list it.
         """
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path}: the bundle has no {name}; export the checkpoint again")
+            raise BundleError(f"{self.path}: the bundle has no {name}", fix=remedies.export(self.path))
         return self.path / name
 
     def _check_files(self, check_hashes: bool) -> None:
         root = self.path.resolve()
         for name, expected in self.manifest.files.items():
             path = self.path / name
-            if not _resolve(path).is_relative_to(root):
+            if not self._resolve(path).is_relative_to(root):
                 raise BundleError(f"{path} leads out of the bundle; expected a file inside {self.path}")
             if not path.is_file():
-                raise BundleError(f"{path} is missing; {_remedy(name)}")
+                raise BundleError(f"{path} is missing", fix=self._remedy(name))
             if (size := path.stat().st_size) != expected.bytes:
-                raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}; {_remedy(name)}")
+                raise BundleError(
+                    f"{path}: expected {expected.bytes} bytes, found {size}", fix=self._remedy(name)
+                )
             hashed = check_hashes or size <= SMALL
             if hashed and (digest := _sha256(path)) != expected.sha256:
                 raise BundleError(
-                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; {_remedy(name)}"
+                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...",
+                    fix=self._remedy(name),
                 )
+
+    def _remedy(self, name: str) -> str:
+        made = remedies.build if name.startswith(f"{ENGINES}/") else remedies.export
+        return made(self.path)
+
+    def _resolve(self, path: Path) -> Path:
+        try:
+            return path.resolve()
+        except (OSError, RuntimeError) as error:  # links in a circle
+            raise BundleError(f"{path} cannot be followed", fix=remedies.export(self.path)) from error
 
     def _check_strangers(self) -> None:
         """Settings that are not listed may change what is computed: a chat template goes before the tokenizer's."""
@@ -84,21 +98,9 @@ class Bundle:
             listed = path.name in self.manifest.files or path.name == BUNDLE_JSON
             if path.suffix in SETTINGS and not listed and path.is_file():
                 raise BundleError(
-                    f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own settings only, move it away"
+                    f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own settings only",
+                    fix="move it away",
                 )
-
-
-def _remedy(name: str) -> str:
-    if name.startswith(f"{ENGINES}/"):
-        return "run `safecode-trt build` again"
-    return "export the checkpoint again"
-
-
-def _resolve(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise BundleError(f"{path} cannot be followed; export the checkpoint again") from error
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -115,18 +117,25 @@ def _read_manifest(folder: Path) -> Manifest:
         version = json.loads(text).get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(
-                f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
+                f"{path}: schema version {version} is newer than {SCHEMA_VERSION}",
+                fix="pip install --upgrade safecode-trt",
             )
         if isinstance(version, int) and version < SCHEMA_VERSION:
             raise BundleError(
-                f"{path}: schema version {version} is older than {SCHEMA_VERSION}; export it again"
+                f"{path}: schema version {version} is older than {SCHEMA_VERSION}",
+                fix=remedies.export(folder),
             )
         manifest = loads(Manifest, text, BUNDLE_JSON)
+    except ConfigError as error:
+        raise BundleError(
+            error.message, field=error.field, where=str(path), fix=remedies.export(folder)
+        ) from error
     except (ValueError, AttributeError, RecursionError) as error:
-        raise BundleError(f"{path} is not a bundle manifest: {error}") from error
+        raise BundleError(f"{path} is not a bundle manifest: {error}", fix=remedies.export(folder)) from error
     if not _keeps_the_contract(manifest):
         raise BundleError(
-            f"{path}: the decoder's inputs and outputs are not those of the contract; export again"
+            f"{path}: the decoder's inputs and outputs are not those of the contract",
+            fix=remedies.export(folder),
         )
     return manifest
 
@@ -184,7 +193,7 @@ def require_writable(folder: Path, otherwise: str) -> None:
         BundleError: the folder is there and cannot be written.
     """
     if folder.is_dir() and not os.access(folder, os.W_OK):
-        raise BundleError(f"{folder} cannot be written; change its permissions, or {otherwise}")
+        raise BundleError(f"{folder} cannot be written", fix=f"change its permissions, or {otherwise}")
 
 
 @contextmanager
@@ -198,9 +207,13 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     if target.exists() or target.is_symlink():
         if not overwrite:
-            raise BundleError(f"{target} exists; pass --overwrite to replace it, or choose another --output")
+            raise BundleError(
+                f"{target} exists", fix="pass --overwrite to replace it, or choose another --output"
+            )
         if not (target / BUNDLE_JSON).is_file():
-            raise BundleError(f"{target} exists and is not a bundle; it is not overwritten")
+            raise BundleError(
+                f"{target} exists and is not a bundle; it is not overwritten", fix="choose another --output"
+            )
     target = target.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import FLAVOURS, EngineEntry, Flavour
@@ -44,7 +45,8 @@ class TensorRTLibrary:
             trt = importlib.import_module(PACKAGES[flavour])
         except (ImportError, OSError) as error:
             raise BackendError(
-                f"{PACKAGES[flavour]} cannot be imported ({error}); run: pip install 'safecode-trt[{EXTRAS[flavour]}]'"
+                f"{PACKAGES[flavour]} cannot be imported ({error})",
+                fix=remedies.install(EXTRAS[flavour]),
             ) from error
         return cls(flavour, str(trt.__version__), trt)
 

@@ -37,9 +37,9 @@ class VerdictLine:
 
     def __post_init__(self) -> None:
         if not self.key.strip():
-            raise ConfigError("key must not be empty")
+            raise ConfigError("must not be empty", field="key")
         if not 0 <= self.p_unsafe <= 1:
-            raise ConfigError(f"p_unsafe must be between 0 and 1, got {self.p_unsafe!r}")
+            raise ConfigError(f"must be between 0 and 1, got {self.p_unsafe!r}", field="p_unsafe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,17 +48,19 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         if not self.judges:
-            raise ConfigError(f"expected at least one judge: {', '.join(FORMS)}")
+            raise ConfigError(f"must name at least one judge: {', '.join(FORMS)}", field="judges")
         if len(set(self.judges)) != len(self.judges):
-            raise ConfigError(f"each judge may be named once, got {', '.join(self.judges)}")
+            raise ConfigError(f"must name each judge once, got {', '.join(self.judges)}", field="judges")
         if self.rule not in get_args(Rule):
-            raise ConfigError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+            raise ConfigError(f"must be one of {', '.join(get_args(Rule))}, got {self.rule!r}", field="rule")
         if self.threshold is not None:
             if not 0 <= self.threshold <= 1:
-                raise ConfigError(f"threshold must be between 0 and 1, got {self.threshold!r}")
+                raise ConfigError(f"must be between 0 and 1, got {self.threshold!r}", field="threshold")
             if self.judges == ("self",):
                 raise ConfigError(
-                    "the threshold of the judge self is the bundle's; `calibrate` sets it, or use --set threshold=P"
+                    "has no effect on the judge self, whose threshold is the bundle's",
+                    field="threshold",
+                    fix="pass --set threshold=P, or calibrate the bundle",
                 )
 
 
@@ -107,7 +109,9 @@ def _make_one(name: str, config: JudgeConfig) -> Judge:
     if kind in ("endpoint", "endpoint-caption") and rest:
         url, mark, model = rest.rpartition("#")
         if not mark:
-            raise ConfigError(f"expected {kind}:URL#MODEL with the model's name behind a #")
+            raise ConfigError(
+                f"must be {kind}:URL#MODEL, with the model's name after a #, got no #", field="judges"
+            )
         endpoint = EndpointConfig(
             url=url,
             model=model,
@@ -119,7 +123,7 @@ def _make_one(name: str, config: JudgeConfig) -> Judge:
             top_logprobs=config.top_logprobs,
         )
         return EndpointJudge(Endpoint(endpoint), threshold, captioned=kind == "endpoint-caption")
-    raise ConfigError(f"there is no judge {kind!r}; expected {', '.join(FORMS)}")
+    raise ConfigError(f"must be one of {', '.join(FORMS)}, got the judge {kind!r}", field="judges")
 
 
 def _probability(text: str) -> float:
@@ -128,5 +132,7 @@ def _probability(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise ConfigError(f"constant:P needs a probability between 0 and 1, got {text!r}")
+        raise ConfigError(
+            f"must be constant:P with a probability between 0 and 1, got {text!r}", field="judges"
+        )
     return value

@@ -48,10 +48,10 @@ def bench_bundle(
         BundleError: the folder is no sound bundle.
         BackendError: the backend is not installed, or failed.
     """
-    if repeats < 1 or not tokens or min(tokens) < 1:
-        raise ConfigError(
-            f"expected 1 or more repeats and replies of 1 or more tokens, got {repeats}, {tokens}"
-        )
+    if repeats < 1:
+        raise ConfigError(f"must be at least 1, got {repeats}", field="repeats")
+    if not tokens or min(tokens) < 1:
+        raise ConfigError(f"must be one or more lengths of at least 1, got {tokens}", field="tokens")
     runtime = _settled(path, runtime or RuntimeConfig(), note)
     opened = _time_opening(Path(path), runtime, min(repeats, OPENINGS), progress)
     with Engine.open(path, config=runtime) as engine:
@@ -59,8 +59,10 @@ def bench_bundle(
         room = engine.capacity - work.longest_prompt()
         if max(tokens) > room:
             raise ConfigError(
-                f"a reply of {max(tokens)} tokens does not fit: the bundle holds {engine.capacity} positions, "
-                f"{room} after the prompt; ask for fewer --tokens, or export with a larger --context-length"
+                f"must be at most {room}: the bundle holds {engine.capacity} positions with the prompt; "
+                f"got {max(tokens)}",
+                field="tokens",
+                fix="pass fewer, or export with a larger --context-length",
             )
         rounds = interleaved(
             _cases(work, tokens), repeats, report=lambda done, total: progress("measuring", done, total)

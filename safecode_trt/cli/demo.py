@@ -49,7 +49,7 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
     from safecode_trt.runtime import Engine
 
     if not bundle.is_dir():
-        raise BundleError(f"{bundle} is not a folder; `make demo` in the checkout makes build/demo-bundle")
+        raise BundleError(f"{bundle} is not a folder; expected the demo bundle", fix="make demo")
     with Engine.open(bundle, config=runtime, note=console.note) as engine:
         with console.progress() as report_progress:
             answered = answer_scenes(
@@ -70,7 +70,7 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
         report.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"the report {report} cannot be written: {error.strerror}; choose another --report"
+            f"{report} cannot be written: {error.strerror or error}; choose another file", field="report"
         ) from error
     if as_json:
         console.emit_json([item.to_dict() for item in answered])

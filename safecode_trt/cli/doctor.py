@@ -86,7 +86,7 @@ def _lines(finding: Finding) -> list[str]:
     lines = [f"{finding.state:6}  {finding.backend:18}  {head}".rstrip()]
     wrap = {"width": width, "initial_indent": " " * INDENT, "subsequent_indent": " " * INDENT}
     lines += textwrap.wrap(detail, break_long_words=False, break_on_hyphens=False, **wrap)  # type: ignore[arg-type]
-    return lines + ([f"{' ' * INDENT}run: {finding.fix}"] if finding.fix else [])
+    return lines + ([f"{' ' * INDENT}fix: {finding.fix}"] if finding.fix else [])
 
 
 def _gpu() -> tuple[CudaDevice | None, str | None]:
@@ -123,7 +123,9 @@ def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None) -> 
     try:
         engines = Bundle.open(path).manifest.engines
     except SafeCodeError as error:
-        return Finding(backend=BUNDLE, state="fail", detail=str(error))
+        return Finding(
+            backend=BUNDLE, state="fail", detail=error.shown(error.field, fix=False), fix=error.fix
+        )
     working = {finding.backend.split(" ")[0] for finding in findings if finding.state in ("ok", "warn")}
     if gpu and engines:
         working.add("trt")  # its engines are asked themselves, whatever became of the probe's

@@ -152,7 +152,7 @@ def worker_options(command: F) -> F:
     def wrapper(*, engine: Any, workers: int, address: str | None, **options: Any) -> Any:
         from safecode_trt.eval.evaluate import Workers
 
-        return command(workers=Workers(engine=engine, count=workers, address=address), **options)
+        return command(workers=Workers(engine=engine, workers=workers, address=address), **options)
 
     return _apply(WORKERS, cast(F, wrapper))
 
@@ -165,7 +165,7 @@ def names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str
         for name in given:
             if name not in known:
                 raise ConfigError(
-                    f"{option.name} must be out of {', '.join(known)}, between commas; got {name!r}"
+                    f"must be out of {', '.join(known)}, between commas; got {name!r}", field=option.name
                 )
         return given
 

@@ -55,7 +55,9 @@ def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as
         try:
             plot_reply(record, output, steps=steps)
         except OSError as error:
-            raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
+            raise ConfigError(
+                f"{output} cannot be written: {error.strerror or error}; choose another file", field="output"
+            ) from error
         console.note(f"picture: {output}")
     if as_json:
         console.emit_json({"reply": number, "reading": reading(record), **record.to_dict()})
@@ -84,7 +86,7 @@ def _find(trace: Path, wanted: int | None) -> tuple[ReplyRecord, int, int]:
     if len(bad) > 3:
         console.note(f"{trace}: {len(bad) - 3} more lines left out")
     if found is None:
-        raise ConfigError(f"--reply must be at most {count}, the replies of {trace}, got {wanted}")
+        raise ConfigError(f"must be at most {count}, the replies of {trace}, got {wanted}", field="reply")
     return found, wanted or count, count
 
 

@@ -63,7 +63,7 @@ def command(
     from safecode_trt.runtime.refusals import read_phrases, with_refusals
 
     if not 0 <= share < 1:
-        raise ConfigError(f"--share must be at least 0 and below 1, got {share:g}")
+        raise ConfigError(f"must be at least 0 and below 1, got {share:g}", field="share")
     if write:
         require_writable(bundle, "leave out --write")
     requests = read_requests(corpus) if corpus else HARMLESS

@@ -128,11 +128,16 @@ class ReplySession:
         if self.judge is not None:
             if not policy.plan.judged:
                 raise ConfigError(
-                    "this policy acts on no verdict; leave --judge out, or choose another --mode"
+                    f"has no effect in mode {choice.mode}, which acts on no verdict",
+                    field="judges",
+                    fix="leave it out, or choose another --mode",
                 )
             if "threshold" in choice.changed:
                 raise ConfigError(
-                    "--set threshold is for the verdict of self; with another --judge, use --judge-threshold"
+                    "is for the judge self, and another one was named",
+                    field="threshold",
+                    where="--set",
+                    fix="pass --judge-threshold",
                 )
         idle = choice.without_effect()
         if self.explain and not policy.plan.judged:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from safecode_trt import remedies
 from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.errors import BundleError
@@ -61,7 +62,8 @@ def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Pari
     if found != expected:
         raise BundleError(
             f"{bundle.path} was made of weights and settings with SHA-256 {expected[:16]}..., "
-            f"those of {checkpoint} have {found[:16]}...; export it again"
+            f"those of {checkpoint} have {found[:16]}...",
+            fix=remedies.export(bundle.path, checkpoint=checkpoint),
         )
     with closing(open_session(bundle, RuntimeConfig(keep_graphs=False))) as session:
         return verify_session(session, bundle, checkpoint, progress)

@@ -52,15 +52,17 @@ class EndpointConfig:
     def __post_init__(self) -> None:
         _check_url(self.url)
         if not self.model.strip():
-            raise ConfigError("an endpoint needs the name of a model")
+            raise ConfigError("must be the name of a model, got nothing", field="model")
         if not math.isfinite(self.timeout) or self.timeout <= 0:
-            raise ConfigError(f"timeout must be a number of seconds above 0, got {self.timeout!r}")
+            raise ConfigError(f"must be a number of seconds above 0, got {self.timeout!r}", field="timeout")
         if not 0 <= self.retries <= 20:
-            raise ConfigError(f"retries must be between 0 and 20, got {self.retries!r}")
+            raise ConfigError(f"must be between 0 and 20, got {self.retries!r}", field="retries")
         if not math.isfinite(self.backoff) or self.backoff < 0:
-            raise ConfigError(f"backoff must be a number of seconds of at least 0, got {self.backoff!r}")
+            raise ConfigError(
+                f"must be a number of seconds of at least 0, got {self.backoff!r}", field="backoff"
+            )
         if not 0 <= self.top_logprobs <= 20:
-            raise ConfigError(f"top_logprobs must be between 0 and 20, got {self.top_logprobs!r}")
+            raise ConfigError(f"must be between 0 and 20, got {self.top_logprobs!r}", field="top_logprobs")
 
     @property
     def shown(self) -> str:
@@ -154,14 +156,14 @@ class Endpoint:
 
 def _check_url(url: str) -> None:
     """Refuses an address that no request could be sent to. What may be a password is in no message."""
-    wanted = "an endpoint's url must be like https://host/v1, without a user, a password or a #"
+    wanted = "must be like https://host/v1, without a user, a password or a #"
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{wanted}, in printable ASCII without spaces; got other characters")
+        raise ConfigError(f"{wanted}, in printable ASCII without spaces; got other characters", field="url")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigError(f"{wanted}; got a host or a port that cannot be read") from None
+        raise ConfigError(f"{wanted}; got a host or a port that cannot be read", field="url") from None
     if (
         parts.scheme not in ("http", "https")
         or not host
@@ -169,14 +171,14 @@ def _check_url(url: str) -> None:
         or "@" in parts.netloc
         or parts.fragment
     ):
-        raise ConfigError(f"{wanted}, got {parts.scheme or '(no scheme)'}://{host or ''}")
+        raise ConfigError(f"{wanted}, got {parts.scheme or '(no scheme)'}://{host or ''}", field="url")
 
 
 def _read_key(variable: str) -> str:
     """The key, or nothing. What is no key is not named in the message."""
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"the environment variable {variable} holds no key: expected printable ASCII")
+        raise ConfigError(f"{variable} holds no key: expected printable ASCII", field="key_variable")
     return key
 
 

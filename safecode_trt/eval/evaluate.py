@@ -21,17 +21,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """Who answers: one session in this process, or `count` Ray actors of the cluster at `address` or of a new one."""
+    """Who answers: one session in this process, or `workers` Ray actors of the cluster at `address` or of a new one."""
 
     engine: Literal["local", "ray"] = "local"
-    count: int = 1
+    workers: int = 1
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"expected 1 or more workers, got {self.count}")
-        if self.engine == "local" and (self.count > 1 or self.address):
-            raise ConfigError("several workers, or an address, need --engine ray")
+        if self.workers < 1:
+            raise ConfigError(f"must be at least 1, got {self.workers}", field="workers")
+        if self.engine == "local":
+            for name, asked in (("workers", self.workers > 1), ("address", self.address is not None)):
+                if asked:
+                    raise ConfigError("needs the engine ray, got local", field=name, fix="pass --engine ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,9 @@ def choose_items(
     """
     chosen = tuple(item for item in items[:limit] if shard is None or shard.holds(item.key))
     if not chosen:
-        raise EvalError(f"no item is left of {len(items)}; ask for a larger --limit or fewer shards")
+        raise EvalError(
+            f"no item is left of {len(items)}", fix="pass a larger --limit, or a --shard of fewer"
+        )
     return chosen
 
 
@@ -103,7 +107,8 @@ def answer_items(
             if (known := backends.setdefault(result.mode, result.backend)) != result.backend:
                 raise EvalError(
                     f"the answers of mode {result.mode} are by the backend {known} so far, and by "
-                    f"{result.backend} here; write to another folder, or choose --backend"
+                    f"{result.backend} here",
+                    fix="write to another --output, or choose the earlier --backend",
                 )
             log.append(result)
             wanted.append(result)
@@ -125,7 +130,8 @@ def _check_items(earlier: Sequence[Result], items: Mapping[str, EvalItem]) -> No
     if changed:
         raise EvalError(
             f"{len(changed)} items have other words or another picture than when they were answered, the first is "
-            f"{changed[0]}; write to another folder"
+            f"{changed[0]}",
+            fix="write to another --output",
         )
 
 
@@ -135,7 +141,7 @@ def _answers(config: RunnerConfig, tasks: Sequence[Task], workers: Workers) -> I
     if workers.engine == "ray":
         from safecode_trt.eval.ray_actors import answer_on_ray
 
-        yield from answer_on_ray(config, tasks, workers=workers.count, address=workers.address)
+        yield from answer_on_ray(config, tasks, workers=workers.workers, address=workers.address)
         return
     with Runner(config) as runner:
         for task in tasks:

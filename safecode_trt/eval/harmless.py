@@ -95,13 +95,15 @@ def filter_refusals(defaults: SafeCodeDefaults, replies: Sequence[Reply], share:
     """
     answers = [reply for reply in replies if reply.token_ids and not _refuses(reply, defaults)]
     if not answers:
-        raise ConfigError(f"none of {len(replies)} harmless requests was answered; give others with --corpus")
+        raise ConfigError(
+            f"none of {len(replies)} harmless requests was answered", fix="give other requests with --corpus"
+        )
     counts = Counter(reply.token_ids[0] for reply in answers)
     dropped = tuple(token for token in defaults.refusal_token_ids if counts[token] > share * len(answers))
     if len(dropped) == len(defaults.refusal_token_ids):
         raise ConfigError(
-            f"every refusal token begins more than {share:g} of {len(answers)} harmless answers; "
-            "give other phrases with --refusals, or a larger --share"
+            f"every refusal token begins more than {share:g} of {len(answers)} harmless answers",
+            fix="give other phrases with --refusals, or a larger --share",
         )
     found = RefusalFilter(
         answers=len(answers), share=share, dropped=dropped, found=tuple(counts[token] for token in dropped)

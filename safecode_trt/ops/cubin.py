@@ -68,7 +68,8 @@ def compile_kernels(architecture: str) -> bytes:
             lines = log.rstrip(b"\0").decode(errors="replace").split("\n")
             raise BackendError(
                 f"NVRTC does not compile the kernels for {architecture}: {status.name}: {lines[0].strip()}; "
-                "it may be older than the GPU, update it: pip install --upgrade 'cuda-python[all]'"
+                "it may be older than the GPU",
+                fix="pip install --upgrade 'cuda-python[all]'",
             )
         cubin = bytes(checked(nvrtc.nvrtcGetCUBINSize(program), "nvrtcGetCUBINSize"))
         checked(nvrtc.nvrtcGetCUBIN(program, cubin), "nvrtcGetCUBIN")

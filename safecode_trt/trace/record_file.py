@@ -58,7 +58,9 @@ class RecordFile:
             return
         if head != HEAD:
             self.close()
-            raise TraceError(f"{self._path} exists and is neither trace nor audit log; choose another file")
+            raise TraceError(
+                f"{self._path} exists and is neither trace nor audit log", fix="choose another file"
+            )
         os.lseek(self._descriptor, -1, os.SEEK_END)
         if os.read(self._descriptor, 1) != b"\n":
             self._append(b"\n")
@@ -99,7 +101,8 @@ def read_records(path: Path) -> Iterator[ReplyRecord | BadLine]:
                     yield _read(line, number)
     except OSError as error:
         raise TraceError(
-            f"{path} cannot be read: {error.strerror}; expected a file of `safecode-trt run --trace`"
+            f"{path} cannot be read: {error.strerror}; expected a trace",
+            fix=f"safecode-trt run BUNDLE PROMPT --trace {path}",
         ) from error
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from safecode_trt import remedies
+from safecode_trt import atomic, remedies
 from safecode_trt.contract import decoder_graph
 from safecode_trt.errors import BundleError, ConfigError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, ENGINES, SCHEMA_VERSION, FileEntry, Manifest
@@ -178,10 +176,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: the folder cannot be written.
     """
-    temporary = folder / f".{BUNDLE_JSON}.tmp"
     try:
-        temporary.write_text(json.dumps(to_dict(manifest), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / BUNDLE_JSON)
+        atomic.write_text(folder / BUNDLE_JSON, json.dumps(to_dict(manifest), indent=2) + "\n")
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -217,31 +213,7 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = target.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with atomic.new_folder(target) as folder:
+            yield folder
     except OSError as error:
-        raise BundleError(f"{target.parent} cannot be written: {error.strerror or error}") from error
-    try:
-        folder.chmod(0o755)
-        yield folder
-        _replace(folder, target)
-    except OSError as error:
-        raise BundleError(f"{target} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Puts `folder` in the place of `target`; an old bundle is put back if that fails."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    old = folder.with_name(folder.name + "-old")
-    try:
-        target.rename(old)
-        folder.rename(target)
-    except BaseException:  # Ctrl-C, too
-        if not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        raise BundleError(f"{target} cannot be written: {error.strerror or error}") from error

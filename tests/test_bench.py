@@ -82,7 +82,7 @@ class Clock:
 def test_rounds_alternate_and_warm_up() -> None:
     clock, done = Clock(), []
     cases = {"a": clock.case("a", 1), "b": clock.case("b", 2)}
-    rounds = interleaved(cases, 3, clock=clock, report=lambda now, total: done.append((now, total)))
+    rounds = interleaved(cases, 3, clock=clock, progress=lambda step, now, total: done.append((now, total)))
     assert clock.log == "ab" + "ba" + "ab" + "ba"
     assert {name: len(values) for name, values in rounds.seconds.items()} == dict.fromkeys(
         ("a", "b", "a/half", "b/half"), 3

@@ -13,7 +13,8 @@ from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.contract import GraphSpec
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER
-from safecode_trt.runtime.backends import Note, open_session
+from safecode_trt.progress import Note
+from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.session import DecoderFeeds, Session
 
 __all__ = ["ORDER", "open_best", "try_step"]

@@ -139,7 +139,7 @@ def command(
                 part.items,
                 output,
                 workers=workers,
-                progress=lambda done, total: progress("answering", done, total),
+                progress=progress,
                 started=_say_start,
             )
             if answers.cut is not None:

@@ -73,9 +73,7 @@ def command(
         if refusals:
             phrases = read_phrases(refusals)
             defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
-        replies = harmless_answers(
-            engine, requests, images, progress=lambda done, total: progress("asking", done, total)
-        )
+        replies = harmless_answers(engine, requests, images, progress=progress)
         found = filter_refusals(defaults, replies, share)
         tokenizer = engine.prompts.tokenizer
     if write:

@@ -13,6 +13,7 @@ from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import Parity
+from safecode_trt.progress import Progress
 from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def command(bundle: Path, against: Path | None, as_json: bool) -> None:
         click.echo(describe(parity))
 
 
-def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Parity:
+def _compare(bundle: Bundle, checkpoint: Path, progress: Progress) -> Parity:
     from safecode_trt.config import RuntimeConfig
     from safecode_trt.export.checkpoint import Checkpoint
     from safecode_trt.export.package import settings_files

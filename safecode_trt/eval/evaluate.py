@@ -12,11 +12,11 @@ from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import Result, ResultLog, Shard, finished, merge_results
 from safecode_trt.eval.runner import Runner, RunnerConfig, Task, asked_digest, bundle_digest
+from safecode_trt.progress import Progress, no_progress
 
 __all__ = ["Answers", "Workers", "answer_items", "choose_items", "gather"]
 
 RESULTS = "results.jsonl"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def answer_items(
     folder: Path,
     *,
     workers: Workers,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
     started: Callable[[int, int], None] = lambda earlier, total: None,
 ) -> Answers:
     """Answers what `folder`/results.jsonl lacks. `started` hears how many answers are there, and how many shall be.
@@ -112,7 +112,7 @@ def answer_items(
                 )
             log.append(result)
             wanted.append(result)
-            progress(number, left)
+            progress("answering", number, left)
     order = {name: number for number, name in enumerate(runs)}
     places = {item.key: number for number, item in enumerate(items)}
     wanted.sort(key=lambda result: (places[result.key], order[result.mode]))

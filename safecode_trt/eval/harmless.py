@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.refusal import is_refusal
 from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
+from safecode_trt.progress import Progress, no_progress
 from safecode_trt.runtime import Engine, Reply
 from safecode_trt.runtime.image import PictureSource
 from safecode_trt.runtime.refusals import opens_with
@@ -68,7 +69,7 @@ def harmless_answers(
     requests: Sequence[str],
     images: Sequence[PictureSource] = (),
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> list[Reply]:
     """The model's plain answers to every request, about every picture if there are some.
 
@@ -81,7 +82,7 @@ def harmless_answers(
     replies = []
     for done, (request, image) in enumerate(asked, 1):
         replies.append(engine.generate(request, image=image, sampling=SAMPLING))
-        progress(done, len(asked))
+        progress("asking", done, len(asked))
     return replies
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,13 @@ from safecode_trt.eval.rubrics import RubricJudge
 from safecode_trt.eval.runner import RunnerConfig, bundle_digest
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
 from safecode_trt.machine import this_machine
+from safecode_trt.progress import Progress
 from safecode_trt.records import to_dict
 
 __all__ = ["AnswerJudgeKind", "Judging", "Part", "judge_answers", "write_report"]
 
 JUDGEMENTS = "judgements.jsonl"
 AnswerJudgeKind = Literal["matcher", "rubric-endpoint", "rubric-bundle", "human-csv"]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def judge_answers(
             {item.key: item for item in part.items},
             judge,
             kept=folder / JUDGEMENTS,
-            progress=lambda done, total: progress("judging", done, total),
+            progress=progress,
         )
         return judge.name, outcomes
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 
+from safecode_trt import atomic
 from safecode_trt.cache_folder import cache_folder
 from safecode_trt.errors import BackendError
 from safecode_trt.ops.bindings import checked, load_nvrtc
@@ -103,14 +102,5 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, cubin: bytes) -> None:
-    # Two processes may make the same file; each renames a whole one to its place.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem[:8], delete=False) as file:
-        try:
-            file.write(hashlib.sha256(cubin).digest() + cubin)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    atomic.write_bytes(path, hashlib.sha256(cubin).digest() + cubin)

@@ -141,7 +141,8 @@ def _set_targets(trt_rtx: Any, config: tensorrt_rtx.IBuilderConfig, capabilities
         if f"SM{capability}" not in known:
             names = ", ".join(name.removeprefix("SM") for name in known if name.startswith("SM"))
             raise ConfigError(
-                f"{capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}", field="sm"
+                f"{capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}",
+                field="compute_capabilities",
             )
         config.set_compute_capability(known[f"SM{capability}"], place)
 

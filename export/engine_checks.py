@@ -84,7 +84,7 @@ def targets(config: EngineConfig) -> tuple[str, ...]:
     if asked not in ((), here):
         raise ConfigError(
             f"is {', '.join(asked)}, but tensorrt builds for the GPU of this machine only, which is {here[0]}",
-            field="sm",
+            field="compute_capabilities",
         )
     return here
 

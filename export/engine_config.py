@@ -50,7 +50,8 @@ class EngineConfig:
         if min(self.max_picture) < 1:
             raise ConfigError(f"must have sides of at least 1, got {self.max_picture}", field="max_picture")
         if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
-            raise ConfigError(f"names a GPU twice: {', '.join(self.compute_capabilities)}", field="sm")
+            twice = ", ".join(self.compute_capabilities)
+            raise ConfigError(f"names a GPU twice: {twice}", field="compute_capabilities")
         if self.flavour == "tensorrt-rtx" and self.timing_cache:
             raise ConfigError(
                 "is for tensorrt; tensorrt-rtx measures nothing while it builds, leave it out",
@@ -67,7 +68,9 @@ def parse_sm(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     if not re.fullmatch(r"[0-9]{2,3}(,[0-9]{2,3})*", text):
-        raise ConfigError(f"must be compute capabilities like 86,89,120, got {text!r}", field="sm")
+        raise ConfigError(
+            f"must be compute capabilities like 86,89,120, got {text!r}", field="compute_capabilities"
+        )
     return tuple(text.split(","))
 
 

@@ -45,7 +45,7 @@ class Bundle:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder; expected a bundle made by `safecode-trt export`")
+            raise BundleError(f"{folder} is not a folder; expected a bundle", fix=remedies.export(folder))
         bundle = cls(path=folder, manifest=_read_manifest(folder))
         bundle._check_files(check_hashes)
         bundle._check_strangers()
@@ -107,7 +107,7 @@ def _read_manifest(folder: Path) -> Manifest:
         text = path.read_bytes()
     except FileNotFoundError as error:
         raise BundleError(
-            f"{folder} has no {BUNDLE_JSON}; expected a bundle made by `safecode-trt export`"
+            f"{folder} has no {BUNDLE_JSON}; expected a bundle", fix=remedies.export(folder)
         ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from error

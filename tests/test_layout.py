@@ -75,7 +75,6 @@ def test_extras_of_the_design() -> None:
         "cuda",
         "export",
         "optimum",
-        "serve",
         "eval",
         "ray",
         "dev",

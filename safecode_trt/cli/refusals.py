@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -16,7 +16,7 @@ from safecode_trt.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from safecode_trt.manifest import SafeCodeDefaults
+    from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
 
 __all__ = ["command"]
 
@@ -90,9 +90,7 @@ def command(
 def _print(found: SafeCodeDefaults, tokenizer: Tokenizer) -> None:
     from rich.table import Table
 
-    filtered = found.refusal_filter
-    if filtered is None:
-        raise RuntimeError("the filter left no record")
+    filtered = cast("RefusalFilter", found.refusal_filter)
     counts = dict(zip(filtered.dropped, filtered.found, strict=True))
     table = Table("id", "token", "", caption=f"{filtered.answers} harmless answers", caption_justify="left")
     for token in found.refusal_token_ids:

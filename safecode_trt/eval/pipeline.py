@@ -45,20 +45,20 @@ class Judging:
     kind: AnswerJudgeKind = "matcher"
     refusals: RefusalList = REFUSALS
     endpoint: EndpointConfig | None = None
-    bundle: Path | None = None
+    judge_bundle: Path | None = None
     labels: Path | None = None
 
     def __post_init__(self) -> None:
         needs: dict[AnswerJudgeKind, tuple[str, object]] = {
-            "rubric-endpoint": ("--answer-endpoint", self.endpoint),
-            "rubric-bundle": ("--answer-bundle", self.bundle),
-            "human-csv": ("--labels", self.labels),
+            "rubric-endpoint": ("endpoint", self.endpoint),
+            "rubric-bundle": ("judge_bundle", self.judge_bundle),
+            "human-csv": ("labels", self.labels),
         }
-        for kind, (option, value) in needs.items():
+        for kind, (name, value) in needs.items():
             if kind == self.kind and value is None:
-                raise ConfigError(f"--answer-judge {kind} needs {option}")
+                raise ConfigError(f"is missing: the answer judge {kind} needs it", field=name)
             if kind != self.kind and value is not None:
-                raise ConfigError(f"{option} is for --answer-judge {kind}, got --answer-judge {self.kind}")
+                raise ConfigError(f"is for the answer judge {kind}, got {self.kind}", field=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +103,8 @@ def judge_answers(
         return ask(LabelJudge(judging.labels, results))
     if judging.endpoint is not None and judging.kind == "rubric-endpoint":
         return ask(RubricJudge(EndpointModel(judging.endpoint), templates, matcher))
-    if judging.bundle is not None and judging.kind == "rubric-bundle":
-        with closing(BundleModel(judging.bundle, runtime)) as model:
+    if judging.judge_bundle is not None and judging.kind == "rubric-bundle":
+        with closing(BundleModel(judging.judge_bundle, runtime)) as model:
             return ask(RubricJudge(model, templates, matcher))
     return ask(matcher)
 

@@ -78,13 +78,14 @@ def make_policy(
         return PlainPolicy(fallback=Fallback(kind=kind, text=text))
     _check_stages(names, settings)
     made = [stage for name in names if (stage := MAKERS[name](settings, defaults)) is not None]
-    if any(stage.judged for stage in made):
+    judged = any(stage.judged for stage in made)
+    if judged:
         _check_judge(defaults)
     return StagedPolicy(
         made,
-        judge=JudgeRow(defaults=defaults, threshold=settings.threshold),
+        judge=JudgeRow(defaults=defaults, threshold=settings.threshold if judged else None),
         fallback=Fallback(kind=settings.fallback, text=text),
-        abstain=settings.abstain,
+        abstain=settings.abstain if judged else (),
     )
 
 
@@ -166,7 +167,7 @@ def _check_stages(names: Sequence[StageName], settings: SafeCodeConfig) -> None:
             given = getattr(settings, key)
             raise ConfigError(f"must be {rule} with the stage release, got {given!r}", field=key)
     acting = {"verdict-text", "release"} & set(names)
-    if settings.abstain and acting:
+    if acting and settings.abstain:
         raise ConfigError(
             f"must be empty with the stage {acting.pop()}, which always acts on the verdict", field="abstain"
         )

@@ -56,7 +56,8 @@ def read_lines(path: Path, *, longest: int = LONGEST_LINE) -> Iterator[JsonLine]
                 try:
                     value = parse(text)
                 except ValueError as error:
-                    problem = str(error) if ended else f"is cut off, or {error}"
+                    cut = text.startswith(b"{") and not text.rstrip().endswith(b"}")
+                    problem = "is cut off" if cut else str(error)
             if problem or text.strip():
                 yield JsonLine(
                     number=number, start=start, text=text, value=value, problem=problem, ended=ended

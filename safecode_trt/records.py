@@ -158,7 +158,7 @@ def _value(hint: Any, item: Any, path: str) -> Any:
         try:
             return float(item)
         except OverflowError as error:
-            raise _unfit(path, "a float", "an integer that is too large for one") from error
+            raise _unfit(path, "a number", "an integer that is too large for one") from error
     if not isinstance(item, hint) or (hint in (int, float) and isinstance(item, bool)):
         raise _unfit(path, TYPES.get(hint, hint.__name__), repr(item))
     return item

@@ -140,7 +140,7 @@ def test_bad_input_is_one_line(null_bundle: Path, tmp_path: Path) -> None:
     words = {"prompt": "can i jump on it?", "unsafe": True}
     refused(1, "nowhere.jsonl does not exist; expected a file of JSON lines", tmp_path / "nowhere.jsonl")
     refused(1, "with a benchmark out of mssbench", "mss:here:test")
-    refused(1, "unknown key 'label'", write_lines(tmp_path / "a", {**words, "label": 1}))
+    refused(1, "label is not a known key", write_lines(tmp_path / "a", {**words, "label": 1}))
     refused(1, "the picture", write_lines(tmp_path / "b", {**words, "picture": "no.png"}))
     refused(1, "leads out of", write_lines(tmp_path / "c", {**words, "picture": "../no.png"}))
     refused(1, "got 60 unsafe and 0 safe", write_lines(tmp_path / "d", *[words] * 60))

@@ -197,8 +197,9 @@ def test_what_nobody_expects_is_an_endpoints_error(monkeypatch: pytest.MonkeyPat
 
 def test_refusals_say_what_to_do() -> None:
     with serving(Response(status=401, body=KEY.encode())) as server:
-        assert "answered 401 (Unauthorized); put the key into the environment variable SAFECODE" in failure(
-            server.url
+        assert (
+            "answered 401 (Unauthorized); fix: put the key into the environment variable SAFECODE"
+            in failure(server.url)
         )
     with serving(Response(status=400, body=f"bad key {KEY} in {{}}".encode())) as server:
         assert "answered 400 (Bad Request): 'bad key *** in {}'" in failure(server.url)

@@ -170,14 +170,14 @@ def broken(change: dict[str, Any]) -> bytes:
     [
         (b'{"schema_version": 3, "time": "20', "is cut off"),
         (b"hello", "is not valid JSON"),
-        (b"\x89PNG\xff", "is not valid JSON"),
+        (b"\x89PNG\xff", "is not UTF-8 text"),
         (b"[" * 100_000, "is not valid JSON"),
         (b"[1]", "is no reply; expected version 3 of docs/trace.md"),
         (b'{"a": 1}', "is no reply; expected version 3"),
         (broken({"schema_version": 1}), "has schema version 1; expected version 3"),
-        (broken({"extra": 1}), "reply: unknown key 'extra'"),
-        (broken({"prompt_tokens": "x"}), "reply.prompt_tokens: expected int, got 'x'"),
-        (broken({"finish_reason": "boredom"}), "reply.finish_reason: expected one of"),
+        (broken({"extra": 1}), "reply: extra is not a known key"),
+        (broken({"prompt_tokens": "x"}), "reply: prompt_tokens must be an integer, got 'x'"),
+        (broken({"finish_reason": "boredom"}), "reply: finish_reason must be one of"),
         (broken({"sampling": {"temperature": -1}}), "temperature must be"),
         (
             json.dumps({**RECORD.to_dict(), "verdict": {"p_unsafe": float("nan")}}).encode(),

@@ -62,13 +62,11 @@ def test_an_empty_folder_and_a_foreign_one(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"has no {BUNDLE_JSON}"):
         Bundle.open(tmp_path)
     (tmp_path / BUNDLE_JSON).write_text('{"name": "something else"}')
-    with pytest.raises(BundleError, match="is not a bundle manifest"):
+    with pytest.raises(BundleError, match=f"{BUNDLE_JSON}: name is not a known key"):
         Bundle.open(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000, '{"schema_version": "1"}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000])
 def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
     (folder / BUNDLE_JSON).write_text(text)
     with pytest.raises(BundleError, match="is not a bundle manifest"):
@@ -121,7 +119,7 @@ def test_a_newer_schema_is_named_before_its_keys(folder: Path) -> None:
 def test_an_older_schema(folder: Path) -> None:
     edit(folder, lambda manifest: manifest.update(schema_version=0, novelty=1))
     with pytest.raises(
-        BundleError, match=f"schema version 0 is older than {SCHEMA_VERSION}; export it again"
+        BundleError, match=f"schema version 0 is older than {SCHEMA_VERSION}; fix: safecode-trt export"
     ):
         Bundle.open(folder)
 

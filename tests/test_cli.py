@@ -104,11 +104,11 @@ def test_a_checkpoint_that_is_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["run", "chat", "verify", "inspect"])
 def test_a_wrong_path_is_one_line(verb: str, tmp_path: Path) -> None:
     arguments = [verb, tmp_path / "nowhere", *(["hello"] if verb == "run" else [])]
-    fails(call(*arguments), 1, "is not a folder; expected a bundle made by `safecode-trt export`")
+    fails(call(*arguments), 1, "is not a folder; expected a bundle; fix: safecode-trt export")
 
 
 def test_a_demo_without_its_bundle_says_what_makes_it(tmp_path: Path) -> None:
-    fails(call("demo", tmp_path / "none"), 1, "`make demo` in the checkout makes build/demo-bundle")
+    fails(call("demo", tmp_path / "none"), 1, "expected the demo bundle; fix: make demo")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_new_and_old_spelling_are_the_same() -> None:
     ("name", "change", "message"),
     [
         ("vicuna", {"rope_scaling": {"type": "longrope"}}, "rope_type 'longrope' is not supported"),
-        ("vicuna", {"rope_scaling": {"type": "linear"}}, "'linear' needs the key 'factor'"),
+        ("vicuna", {"rope_scaling": {"type": "linear"}}, "factor is missing; rope_type 'linear' needs it"),
         ("vicuna", {"rope_scaling": {"type": "linear", "factor": "4"}}, "factor must be a number, got '4'"),
         ("vicuna", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor must be at least 1"),
         ("vicuna", {"rope_scaling": {"type": "linear", "scale": 4.0}}, "scale is not a known key"),

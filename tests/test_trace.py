@@ -205,7 +205,7 @@ def test_writing_goes_on_behind_a_cut_line(trace: Path) -> None:
 @pytest.mark.parametrize("option", ["--trace", "--audit"])
 def test_other_files_are_not_written_to(bundle: Path, picture: Path, option: str, tmp_path: Path) -> None:
     before = picture.read_bytes()
-    fails(run(bundle, option, picture), 1, "is neither trace nor audit log; choose another file")
+    fails(run(bundle, option, picture), 1, "is neither trace nor audit log; fix: choose another file")
     assert picture.read_bytes() == before
     fails(run(bundle, option, tmp_path), 1, "cannot be written: Is a directory")
     fails(run(bundle, option, tmp_path / "no" / "t.jsonl"), 1, "t.jsonl cannot be written: No such file")
@@ -221,8 +221,10 @@ def test_a_full_disk_is_an_error() -> None:
 
 def test_options_that_contradict(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    fails(run(bundle, "--store-images", tmp_path), 2, "--store-images needs --trace or --audit")
-    fails(run(bundle, "--trace", path, "--audit", path), 2, "must be different files")
+    fails(run(bundle, "--store-images", tmp_path), 2, "--store-images needs a file whose lines")
+    fails(
+        run(bundle, "--trace", path, "--audit", path), 2, "--trace must be another file than that of --audit"
+    )
 
 
 def test_pictures_are_stored_on_request_only(bundle: Path, picture: Path, tmp_path: Path) -> None:

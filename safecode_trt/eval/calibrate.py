@@ -140,7 +140,7 @@ def _labelled(folder: Path, data: object, where: str) -> LabelledItem:
     try:
         line = from_dict(_Line, data, where)
     except ConfigError as error:
-        raise EvalError(str(error)) from error
+        raise EvalError.of(error) from error
     picture = None if line.picture is None else picture_path(folder, line.picture, where)
     if picture is not None and not picture.is_file():
         raise EvalError(f"{where}: the picture {picture} does not exist")
@@ -198,7 +198,7 @@ def measure(engine: Engine, items: Sequence[LabelledItem], progress: Progress, *
             case = Case(engine=engine, messages=as_messages(item.prompt, len(images)), images=images)
             margin, mass = read_margin(SelfJudge().logits(case), defaults)
         except SafeCodeError as error:
-            raise EvalError(f"{item.where}: {error}") from error
+            raise EvalError.of(error, where=item.where) from error
         if not math.isfinite(margin):
             raise EvalError(
                 f"{item.where}: the judge excludes one of its two verdicts; nothing can be fitted"

@@ -152,14 +152,14 @@ class LineWriter:
         try:
             while rest:  # a full disk takes a part, and fails at the next call
                 rest = rest[os.write(self._file, rest) :]
-            if self._sync:
-                os.fsync(self._file)
         except BaseException:
             if not self._shared:
                 with suppress(OSError):
                     os.ftruncate(self._file, self._size)
             raise
         self._size += len(line)
+        if self._sync:
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Closes the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +45,10 @@ def open_best(bundle: Bundle, config: RuntimeConfig, note: Note) -> Session:
             continue
         note("\n".join([f"backend: {backend}", *(f"  {reason}" for reason in reasons)]))
         return session
-    raise BackendError(f"no backend runs {bundle.path}: {'; '.join(reasons)}")
+    raise BackendError(
+        f"no backend runs {bundle.path}: {'; '.join(reasons)}",
+        fix=shlex.join(["safecode-trt", "doctor", str(bundle.path)]),
+    )
 
 
 def try_step(session: Session, bundle: Bundle) -> None:

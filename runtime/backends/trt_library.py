@@ -71,7 +71,7 @@ def choose_library(bundle: Bundle, compute_capability: str) -> tuple[TensorRTLib
         BackendError: there are none; the message says what there is, what is needed, and what brings it.
     """
     built = tuple(dict.fromkeys(engine.flavour for engine in bundle.manifest.engines))
-    reasons = []
+    failures: list[BackendError] = []
     for flavour in built or FLAVOURS:
         try:
             library = TensorRTLibrary.load(flavour)
@@ -80,8 +80,10 @@ def choose_library(bundle: Bundle, compute_capability: str) -> tuple[TensorRTLib
             )
             return library, choose_engine(bundle, here)
         except BackendError as error:
-            reasons.append(str(error))
-    raise BackendError("; ".join(reasons))
+            failures.append(error)
+    reasons = "; ".join(failure.shown(failure.field, fix=False) for failure in failures)
+    fixes = [failure.fix for failure in failures if failure.fix]
+    raise BackendError(reasons, fix=", or ".join(fixes) or None)
 
 
 @functools.cache

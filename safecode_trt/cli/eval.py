@@ -136,7 +136,7 @@ def command(
         system=system,
         templates=templates_name(words),
     )
-    note_idle_options(judge, judging, judged=any(arm.policy(defaults).plan.judged for arm in config.arms))
+    note_idle_options(config, defaults, judging)
     if merge:
         gather(merge, output)
     try:

@@ -16,6 +16,8 @@ from safecode_trt.errors import ConfigError
 if TYPE_CHECKING:
     from safecode_trt.eval.evaluate import Workers
     from safecode_trt.eval.pipeline import Judging
+    from safecode_trt.eval.runner import RunnerConfig
+    from safecode_trt.manifest import SafeCodeDefaults
     from safecode_trt.runtime.judges import JudgeConfig
 
 __all__ = ["answer_options", "judging_options", "names", "note_idle_options", "worker_options"]
@@ -165,13 +167,29 @@ worker_options = gather("workers", _workers, WORKERS)
 """Adds who answers; the command receives `workers`, a Workers."""
 
 
-def note_idle_options(judge: JudgeConfig, judging: Judging, *, judged: bool) -> None:
-    """Notes the judges' options that change nothing; `judged` is whether a mode acts on a verdict."""
+def note_idle_options(config: RunnerConfig, defaults: SafeCodeDefaults, judging: Judging) -> None:
+    """Notes what was given and changes nothing in any of the modes that are compared."""
+    from safecode_trt.policy import mode_settings
+    from safecode_trt.policy.settings_read import settings_read
+
+    judge, arms = config.judge, config.arms
+    judged = any(arm.policy(defaults).plan.judged for arm in arms)
     idle = set(idle_judge_options(judge) if judged else (*ALL, *ENDPOINT))
     if judging.kind == "rubric-endpoint":
         idle -= set(ENDPOINT)
     why = f"with --judge {', '.join(judge.judges)}" if judged else "where no mode acts on a verdict"
     note_idle(why, idle)
+    unread = (
+        settings_read(
+            arm.mode,
+            defaults,
+            settings=arm.settings or mode_settings(arm.mode, defaults),
+            sampling=config.sampling,
+        ).idle_sampling
+        for arm in arms
+    )
+    # The bootstrap of the report is drawn by the seed, too.
+    note_idle("in these modes", frozenset.intersection(*unread) - {"seed"})
     if judging.kind == "human-csv":
         note_idle("with --answer-judge human-csv", ["refusals"])
 

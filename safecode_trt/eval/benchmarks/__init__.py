@@ -63,7 +63,7 @@ def read_benchmark(
     for split in splits or benchmark.default:
         if split not in benchmark.splits:
             raise ConfigError(
-                f"has no split {split!r}; expected one of {', '.join(benchmark.splits)}", field=name
+                f"must be out of {', '.join(benchmark.splits)} for {name}, got {split!r}", field="split"
             )
         draft = benchmark.read(folder, split, templates)
         found += draft.items

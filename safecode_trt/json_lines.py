@@ -5,6 +5,7 @@ Traces, results, verdicts and benchmarks are such files. No object has a key twi
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -150,8 +151,11 @@ class LineWriter:
         line = encode(value)
         rest = memoryview(line)
         try:
-            while rest:  # a full disk takes a part, and fails at the next call
-                rest = rest[os.write(self._file, rest) :]
+            while rest:  # a full disk takes a part, and fails or takes nothing at the next call
+                taken = os.write(self._file, rest)
+                if not taken:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                rest = rest[taken:]
         except BaseException:
             if not self._shared:
                 with suppress(OSError):

@@ -88,7 +88,7 @@ def test_what_it_finds_is_kept_and_used(null_bundle: Path, items: Path, tmp_path
 def test_a_judge_that_is_never_wrong_is_told_of(
     null_bundle: Path, items: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def perfect(engine: Engine, asked: Sequence[LabelledItem], progress: object) -> Measured:
+    def perfect(engine: Engine, asked: Sequence[LabelledItem], progress: object, *, step: str) -> Measured:
         unsafe = np.array([item.unsafe for item in asked])
         return Measured(
             margins=np.where(unsafe, 9.0, -9.0), unsafe=unsafe, items_sha256="0" * 64, least_mass=1.0
@@ -224,7 +224,7 @@ def test_a_calibration_that_is_none(wrong: dict[str, Any]) -> None:
             least_mass=1.0,
         )
     )
-    with pytest.raises(ConfigError, match="a calibration needs"):
+    with pytest.raises(ConfigError, match="(temperature|threshold) must be"):
         replace(found, **wrong)
 
 

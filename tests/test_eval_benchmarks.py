@@ -296,11 +296,11 @@ def test_an_item_that_is_there_twice_is_refused(root: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="benchmark must be one of mssbench, mossbench, .*, got 'vqa'"):
+    with pytest.raises(ConfigError, match=r"benchmark must be one of mssbench, mossbench, .*, got 'vqa'"):
         read("vqa", tmp_path)
     with pytest.raises(EvalError, match=r"nowhere is not a folder; expected hades from https://"):
         read("hades", tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="split must be out of chat-if, chat-qc, .* got 'chat'"):
+    with pytest.raises(ConfigError, match=r"split must be out of chat-if, chat-qc, .* got 'chat'"):
         read("mssbench", tmp_path, "chat")
     for name, benchmark in BENCHMARKS.items():
         with pytest.raises(EvalError, match=r"has no .*; expected|is missing|cannot be read: No such file"):

@@ -146,7 +146,7 @@ def test_steering_out_of_range(settings: dict[str, Any]) -> None:
 
 
 def test_a_whole_number_that_no_float_holds() -> None:
-    with pytest.raises(ConfigError, match=r"inner\.share must be a number, got an integer that is too large"):
+    with pytest.raises(ConfigError, match=r"inner: share must be a number, got an integer that is too large"):
         loads(Inner, '{"count": 1, "share": 1' + "0" * 400 + "}", "inner")
 
 

@@ -211,6 +211,6 @@ def test_what_cannot_be_written_is_known_before_the_work(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     written = ("refusals", bundle, "--backend", "null", "--write", "--corpus", "nowhere.txt")
-    fails(call(*written), 1, "cannot be written; change its permissions, or leave out --write")
+    fails(call(*written), 1, "cannot be written; fix: change its permissions, or leave out --write")
     fitted = ("calibrate", bundle, "--backend", "null", "--items", "nowhere.jsonl")
-    fails(call(*fitted), 1, "cannot be written; change its permissions, or pass --dry-run")
+    fails(call(*fitted), 1, "cannot be written; fix: change its permissions, or pass --dry-run")

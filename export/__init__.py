@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,11 @@ from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.export_config import ExportConfig, WeightConfig
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, VISION_ENCODER, Manifest
 from safecode_trt.models import load_spec
+from safecode_trt.progress import Progress, no_progress
 from safecode_trt.runtime.session import Session
 
-__all__ = ["ExportConfig", "Progress", "WeightConfig", "export_bundle"]
+__all__ = ["ExportConfig", "WeightConfig", "export_bundle"]
 
-Progress = Callable[[str, int, int], None]
 """Called with the name of a step, the parts done, and the parts in all."""
 
 
@@ -40,11 +39,12 @@ def export_bundle(
     from safecode_trt.export.defaults import safecode_defaults
     from safecode_trt.export.hub import find_checkpoint
 
-    config, report = config or ExportConfig(), progress or (lambda step, done, total: None)
+    config, report = config or ExportConfig(), progress or no_progress
     if config.precision == "bf16" and config.verify:
         raise ConfigError(
-            "a bf16 decoder cannot be compared with transformers on the CPU, which has no kernels for it; "
-            "pass --no-verify and run the bundle on a GPU backend"
+            "bf16 cannot be compared with transformers on the CPU, which has no kernels for it",
+            field="precision",
+            fix="pass --no-verify, and run the bundle on a GPU backend",
         )
     require_free(output, overwrite=config.overwrite)
     model, source = find_checkpoint(model, offline=config.offline, report=report)
@@ -87,7 +87,7 @@ def export_bundle(
                 attention=config.attention,
                 weights=config.weights,
                 activations=activations,
-                report=lambda done, total: report("decoder", done, total),
+                progress=report,
             )
         )
         report("embeddings", 0, 1)

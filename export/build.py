@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from safecode_trt import atomic
 from safecode_trt.bundle import Bundle, file_entry, write_manifest
 from safecode_trt.contract import AttentionForm, GraphSpec, activation_dtype
 from safecode_trt.errors import BackendError, BundleError
@@ -34,12 +34,11 @@ from safecode_trt.manifest import (
     Manifest,
 )
 from safecode_trt.models import load_spec
+from safecode_trt.progress import Note, Progress, no_note, no_progress
 from safecode_trt.runtime.engine_choice import engine_spec
 
 __all__ = ["build_engines", "decoder_model"]
 
-Progress = Callable[[str, int, int], None]
-Note = Callable[[str], None]
 
 NAMES = {VISION_ENCODER: "vision_encoder", DECODER: "decoder"}
 
@@ -57,8 +56,8 @@ def build_engines(
         ConfigError: a setting does not fit.
     """
     bundle, library = Bundle.open(path), TensorRT.load(config.flavour)
-    manifest, report = bundle.manifest, progress or (lambda step, done, total: None)
-    note = note or (lambda text: None)
+    manifest, report = bundle.manifest, progress or no_progress
+    note = note or no_note
     require_buildable(manifest, library.flavour, library.version)
     config = replace(config, compute_capabilities=targets(config))
     require_memory(bundle, config)
@@ -130,7 +129,7 @@ def decoder_model(bundle: Bundle, attention: AttentionForm) -> tuple[bytes, Grap
     try:
         import onnx_ir as ir
     except ModuleNotFoundError as error:
-        raise BackendError(f"{error.name} is not installed; run: pip install onnx-ir") from error
+        raise BackendError(f"{error.name} is not installed", fix="pip install onnx-ir") from error
     from safecode_trt.export.decompose import decompose
     from safecode_trt.export.engine_graph import engine_graph
 
@@ -160,11 +159,11 @@ def _new_engines(bundle: Path, target: str) -> Iterator[Path]:
     existed = engines.exists()
     try:
         engines.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{Path(target).name}-", dir=engines))
+        folder = atomic.temporary_path(bundle / target)
+        folder.mkdir()
     except OSError as error:
         raise BundleError(f"{engines} cannot be written: {error.strerror or error}") from error
     try:
-        folder.chmod(0o755)
         yield folder
     except OSError as error:
         raise BundleError(f"{bundle / target} could not be written: {error.strerror or error}") from error

@@ -5,7 +5,7 @@ The graph's inputs and outputs are `contract.decoder_graph`. Imports neither tor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +30,9 @@ from safecode_trt.export.layers import LayerWriter
 from safecode_trt.export.linear import LinearWriter
 from safecode_trt.manifest import Quantization
 from safecode_trt.models import CrossAttention, ModelSpec, WeightNames
+from safecode_trt.progress import Progress, no_progress
 
-__all__ = ["Report", "write_decoder"]
-
-Report = Callable[[int, int], None]
+__all__ = ["write_decoder"]
 
 
 def write_decoder(
@@ -46,11 +45,11 @@ def write_decoder(
     attention: AttentionForm = "portable",
     weights: WeightConfig = WeightConfig(),
     activations: Activations = "fp32",
-    report: Report = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> Mapping[str, Quantization]:
     """Writes the graph to `path` and its weights beside it, to `path` + ".data".
 
-    Returns how each quantised tensor was quantised. `report` is called with the parts done and the parts in all.
+    Returns how each quantised tensor was quantised. `progress` is told of its parts.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite, or
@@ -64,7 +63,7 @@ def write_decoder(
         linear = LinearWriter(builder, checkpoint, precision, weights, dtype)
         form = layer_form(attention, builder, geometry, dtype)
         layers = LayerWriter(builder, checkpoint, spec.text, DTYPES[dtype].numpy(), form, linear)
-        _Decoder(layers, spec.weights, spec.cross_attention, geometry).write(report)
+        _Decoder(layers, spec.weights, spec.cross_attention, geometry).write(progress)
         ir.save(builder.model("decoder", max(form.opset, linear.opset)), path)
     return linear.quantization
 
@@ -78,7 +77,7 @@ class _Decoder:
     cross: CrossAttention | None
     geometry: Geometry
 
-    def write(self, report: Report) -> None:
+    def write(self, progress: Progress) -> None:
         """The layers, then the head at the one position that each row asks for."""
         w, b, text = self.layers, self.layers.builder, self.layers.text
         total = text.num_hidden_layers + 1
@@ -91,7 +90,7 @@ class _Decoder:
             x = w.mlp(x, self.names.layer.format(i=i), f"/model/layers.{i}")
             if (added := b.inputs.get(f"deepstack.{i}")) is not None:
                 x = b.op("Add", [x, added], f"/model/layers.{i}/deepstack")
-            report(i + 1, total)
+            progress("decoder", i + 1, total)
         x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
         x = w.norm(x, self.names.norm, "/model/norm", text.hidden_size)
         half = w.dtype != np.float32
@@ -99,7 +98,7 @@ class _Decoder:
         x = w.linear(x, head, text.hidden_size, "/lm_head", head=True, output=None if half else "logits")
         if half:
             b.op("Cast", [x], "/logits", output="logits", to=ir.DataType.FLOAT)
-        report(total, total)
+        progress("decoder", total, total)
 
     def attention(self, x: ir.Value, i: int, path: str) -> ir.Value:
         """x + o_proj(attention(norm(x))); the layer's keys and values go into the cache."""

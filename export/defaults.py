@@ -154,17 +154,19 @@ def _read_settings(path: Path) -> CheckpointSettings:
     except (ConfigError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if (settings.judge_template is None) != (settings.verdict is None):
-        raise CheckpointError(f"{path}: judge_template and verdict go together; give both or neither")
+        raise CheckpointError("judge_template and verdict go together; give both or neither", where=str(path))
     for name, places in PLACES.items():
         template = getattr(settings, name)
         if template is not None and not all(place in template for place in places):
-            raise CheckpointError(f"{path}: {name} must hold {' and '.join(places)}, got {template!r}")
+            raise CheckpointError(
+                f"must hold {' and '.join(places)}, got {template!r}", field=name, where=str(path)
+            )
     if not 0 <= settings.verdict_floor <= 1:
         raise CheckpointError(
-            f"{path}: verdict_floor must be between 0 and 1, got {settings.verdict_floor!r}"
+            f"must be between 0 and 1, got {settings.verdict_floor!r}", field="verdict_floor", where=str(path)
         )
     if not settings.refusal_phrases or not all(phrase.strip() for phrase in settings.refusal_phrases):
-        raise CheckpointError(f"{path}: refusal_phrases must be a list of non-empty strings")
+        raise CheckpointError("must be a list of non-empty strings", field="refusal_phrases", where=str(path))
     return settings
 
 

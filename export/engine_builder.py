@@ -13,9 +13,11 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from safecode_trt import atomic
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.manifest import Flavour
+from safecode_trt.progress import Note, Progress
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
 
 if TYPE_CHECKING:
@@ -26,8 +28,6 @@ __all__ = ["Shapes", "TensorRT"]
 
 Shapes = Mapping[str, Sequence[Sequence[int]]]
 """The least, usual and largest shape of every input."""
-Report = Callable[[str, int, int], None]
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class TensorRT:
         path: Path,
         profiles: Sequence[Shapes],
         settings: EngineConfig,
-        report: Report,
+        report: Progress,
         note: Note,
     ) -> memoryview:
         """The serialised engine of a serialised ONNX model whose weights lie beside `path`.
@@ -141,7 +141,8 @@ def _set_targets(trt_rtx: Any, config: tensorrt_rtx.IBuilderConfig, capabilities
         if f"SM{capability}" not in known:
             names = ", ".join(name.removeprefix("SM") for name in known if name.startswith("SM"))
             raise ConfigError(
-                f"sm {capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}"
+                f"{capability} is not known to tensorrt-rtx {trt_rtx.__version__}; known: {names}",
+                field="compute_capabilities",
             )
         config.set_compute_capability(known[f"SM{capability}"], place)
 
@@ -159,7 +160,9 @@ def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise ConfigError(f"timing_cache {path} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}", field="timing_cache"
+        ) from error
     cache: tensorrt.ITimingCache = config.create_timing_cache(data)
     taken: bool = config.set_timing_cache(cache, False)
     if not taken:
@@ -169,10 +172,8 @@ def _load_timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> None:
 def _save_timing_cache(config: tensorrt.IBuilderConfig, path: Path, note: Note) -> None:
     """A cache that cannot be saved costs the next build some time; the engine is whole without it."""
     cache: tensorrt.ITimingCache = config.get_timing_cache()
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(memoryview(cache.serialize()))
-        temporary.replace(path)
+        atomic.write_bytes(path, memoryview(cache.serialize()))
     except OSError as error:
         note(f"the timing cache {path} could not be saved: {error.strerror or error}")
 
@@ -198,7 +199,7 @@ def _beside(work: Callable[[], Any], cancel: Event) -> Any:
     return done.result()
 
 
-def _monitor(trt: Any, report: Report, cancel: Event) -> Any:
+def _monitor(trt: Any, report: Progress, cancel: Event) -> Any:
     """Tells of the phases as they go on. What `report` raises ends the build, and is kept as `failure`."""
 
     class Monitor(trt.IProgressMonitor):

@@ -39,7 +39,7 @@ def require_buildable(manifest: Manifest, flavour: Flavour, version: str) -> Non
             else "export the checkpoint without --asymmetric, or with --precision fp16"
         )
         raise BackendError(
-            f"the decoder has weights with zero points, and {flavour} takes symmetric ones only; {helps}"
+            f"the decoder has weights with zero points, and {flavour} takes symmetric ones only", fix=helps
         )
 
 
@@ -77,13 +77,14 @@ def targets(config: EngineConfig) -> tuple[str, ...]:
     device = cuda_device()
     if device is None:
         raise BackendError(
-            "tensorrt builds on the GPU that it builds for, and there is none here; build on the device, "
-            "or with --flavour tensorrt-rtx for a desktop GPU"
+            "tensorrt builds on the GPU that it builds for, and there is none here",
+            fix="build on the device, or pass --flavour tensorrt-rtx for a desktop GPU",
         )
     here = (device.compute_capability,)
     if asked not in ((), here):
         raise ConfigError(
-            f"sm is {', '.join(asked)}, but tensorrt builds for the GPU of this machine only, which is {here[0]}"
+            f"is {', '.join(asked)}, but tensorrt builds for the GPU of this machine only, which is {here[0]}",
+            field="compute_capabilities",
         )
     return here
 
@@ -109,7 +110,8 @@ def require_memory(bundle: Bundle, config: EngineConfig) -> None:
         if has is not None and needs > has:
             raise BackendError(
                 f"the build needs about {needs >> 20} MiB of {kind} ({weights >> 20} MiB of weights), "
-                f"{has >> 20} MiB are free; close other programs, or build on a larger machine"
+                f"{has >> 20} MiB are free",
+                fix="close other programs, or build on a larger machine",
             )
 
 
@@ -122,4 +124,6 @@ def require_timing_cache(config: EngineConfig) -> None:
     path = config.timing_cache
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         what = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ConfigError(f"timing_cache must be a file in a folder that exists, but {what}; name another")
+        raise ConfigError(
+            f"must be a file in a folder that exists, but {what}; name another", field="timing_cache"
+        )

@@ -38,20 +38,24 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.flavour not in FLAVOURS:
-            raise ConfigError(f"flavour must be one of {', '.join(FLAVOURS)}, got {self.flavour!r}")
+            raise ConfigError(f"must be one of {', '.join(FLAVOURS)}, got {self.flavour!r}", field="flavour")
         for name in ("max_rows", "max_prefill", "workspace_mib"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+                raise ConfigError(f"must be at least 1, got {value}", field=name)
         if self.opt_level not in (None, *OPT_LEVELS):
-            raise ConfigError(f"opt_level must be between 0 and {OPT_LEVELS[-1]}, got {self.opt_level}")
+            raise ConfigError(
+                f"must be between 0 and {OPT_LEVELS[-1]}, got {self.opt_level}", field="opt_level"
+            )
         if min(self.max_picture) < 1:
-            raise ConfigError(f"max_picture must have sides of at least 1, got {self.max_picture}")
+            raise ConfigError(f"must have sides of at least 1, got {self.max_picture}", field="max_picture")
         if len(set(self.compute_capabilities)) < len(self.compute_capabilities):
-            raise ConfigError(f"sm names a GPU twice: {', '.join(self.compute_capabilities)}")
+            twice = ", ".join(self.compute_capabilities)
+            raise ConfigError(f"names a GPU twice: {twice}", field="compute_capabilities")
         if self.flavour == "tensorrt-rtx" and self.timing_cache:
             raise ConfigError(
-                "timing_cache is for tensorrt; tensorrt-rtx measures nothing while it builds, leave it out"
+                "is for tensorrt; tensorrt-rtx measures nothing while it builds, leave it out",
+                field="timing_cache",
             )
 
 
@@ -64,7 +68,9 @@ def parse_sm(text: str | None) -> tuple[str, ...]:
     if text is None:
         return ()
     if not re.fullmatch(r"[0-9]{2,3}(,[0-9]{2,3})*", text):
-        raise ConfigError(f"sm must be compute capabilities like 86,89,120, got {text!r}")
+        raise ConfigError(
+            f"must be compute capabilities like 86,89,120, got {text!r}", field="compute_capabilities"
+        )
     return tuple(text.split(","))
 
 
@@ -75,6 +81,6 @@ def parse_picture(text: str) -> Size:
         ConfigError: it is not that.
     """
     if not re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", text):
-        raise ConfigError(f"max_picture must be WIDTHxHEIGHT like 1280x960, got {text!r}")
+        raise ConfigError(f"must be WIDTHxHEIGHT like 1280x960, got {text!r}", field="max_picture")
     width, height = text.split("x")
     return int(width), int(height)

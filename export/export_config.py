@@ -48,11 +48,13 @@ class WeightConfig:
     def __post_init__(self) -> None:
         size = self.block_size
         if isinstance(size, int) and (size < 16 or size & (size - 1)):
-            raise ConfigError(f"block_size must be a power of two from 16 on, got {size}")
+            raise ConfigError(f"must be a power of two from 16 on, got {size}", field="block_size")
         if isinstance(size, str) and size != "channel":
-            raise ConfigError(f"block_size must be a number or 'channel', got {size!r}")
+            raise ConfigError(f"must be a number or 'channel', got {size!r}", field="block_size")
         if self.lm_head not in HEAD_PRECISIONS:
-            raise ConfigError(f"lm_head must be one of {', '.join(HEAD_PRECISIONS)}, got {self.lm_head!r}")
+            raise ConfigError(
+                f"must be one of {', '.join(HEAD_PRECISIONS)}, got {self.lm_head!r}", field="lm_head"
+            )
 
     def quantization(self, precision: Precision, *, head: bool = False) -> Quantization | None:
         """How a weight is quantised in that precision; None leaves it in floating point.
@@ -62,14 +64,16 @@ class WeightConfig:
         """
         if precision not in ("int8", "int4"):
             if self != WeightConfig():
-                raise ConfigError(f"precision {precision} quantises nothing; choose int8 or int4")
+                raise ConfigError(f"{precision} quantises nothing; choose int8 or int4", field="precision")
             return None
         size = self.block_size
         if precision == "int8":
             if self.lm_head != "int8":
-                raise ConfigError("lm_head int4 needs precision int4, got int8")
+                raise ConfigError("int4 needs precision int4, got int8", field="lm_head")
             if self.scale_search:
-                raise ConfigError("scale_search finds nothing better in int8; it needs precision int4")
+                raise ConfigError(
+                    "finds nothing better in int8; it needs precision int4", field="scale_search"
+                )
             block_size = size if isinstance(size, int) else None
         elif size == "channel":
             raise ConfigError("block_size 'channel' is too coarse for int4; choose 32, 64 or 128")
@@ -95,7 +99,7 @@ def parse_block_size(text: str | None) -> BlockSize | None:
     if text == "channel":
         return "channel"
     if not text.isascii() or not text.isdigit():
-        raise ConfigError(f"block_size must be a number or 'channel', got {text!r}")
+        raise ConfigError(f"must be a number or 'channel', got {text!r}", field="block_size")
     return int(text)
 
 
@@ -124,31 +128,37 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+            raise ConfigError(
+                f"must be one of {', '.join(PRECISIONS)}, got {self.precision!r}", field="precision"
+            )
         if self.attention not in ATTENTION_FORMS:
             raise ConfigError(
-                f"attention must be one of {', '.join(ATTENTION_FORMS)}, got {self.attention!r}"
+                f"must be one of {', '.join(ATTENTION_FORMS)}, got {self.attention!r}", field="attention"
             )
         if self.context_length is not None and self.context_length < 1:
-            raise ConfigError(f"context_length must be at least 1, got {self.context_length}")
+            raise ConfigError(f"must be at least 1, got {self.context_length}", field="context_length")
         if self.max_tiles is not None and self.max_tiles < 0:
-            raise ConfigError(f"max_tiles must be at least 0, got {self.max_tiles}")
+            raise ConfigError(f"must be at least 0, got {self.max_tiles}", field="max_tiles")
         if self.vision_precision not in (None, *VISION_PRECISIONS):
             raise ConfigError(
-                f"vision_precision must be one of {', '.join(VISION_PRECISIONS)}, got {self.vision_precision!r}"
+                f"must be one of {', '.join(VISION_PRECISIONS)}, got {self.vision_precision!r}",
+                field="vision_precision",
             )
         quantised = self.precision in ("int8", "int4")
         if self.activations not in (None, *ACTIVATIONS) and self.activations != self.precision:
             raise ConfigError(
-                f"activations must be one of {', '.join(ACTIVATIONS)}, got {self.activations!r}"
+                f"must be one of {', '.join(ACTIVATIONS)}, got {self.activations!r}", field="activations"
             )
         if not quantised and self.activations not in (None, self.precision):
             raise ConfigError(
-                f"precision {self.precision} has activations of its own; activations {self.activations} "
-                "needs precision int8 or int4"
+                f"{self.precision} has activations of its own; activations {self.activations} "
+                "needs precision int8 or int4",
+                field="precision",
             )
         if self.activation_precision == "fp16" and self.vision_precision == "fp32":
-            raise ConfigError("vision_precision fp32 needs activations in float32, and these are in float16")
+            raise ConfigError(
+                "fp32 needs activations in float32, and these are in float16", field="vision_precision"
+            )
         self.weights.quantization(self.precision)
 
     @property

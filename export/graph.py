@@ -82,8 +82,8 @@ def narrow(values: NDArray[np.float32], target: NDArray[Any], name: str) -> NDAr
         total = target.sum(dtype=np.float64)
     if not np.isfinite(total):
         raise CheckpointError(
-            f"tensor {name} has values beyond float16's range; "
-            "use precision fp32, or int8 with fp32 activations"
+            f"tensor {name} has values beyond float16's range",
+            fix="pass --precision fp32, or --precision int8 --activations fp32",
         )
     return target
 

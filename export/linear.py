@@ -53,8 +53,9 @@ class LinearWriter:
         self._packed = Prequantized.of(checkpoint)
         if self._packed and precision != "int4":
             raise ConfigError(
-                f"{checkpoint.folder} was quantised to 4 bits with {self._packed.method}; "
-                f"export it with precision int4, not {precision}"
+                f"must be int4 for {checkpoint.folder}, which was quantised to 4 bits with "
+                f"{self._packed.method}; got {precision}",
+                field="precision",
             )
         self.opset = BLOCKED_OPSET if self._body else 1
         self.quantization: dict[str, Quantization] = {}
@@ -99,8 +100,9 @@ class LinearWriter:
             how = replace(how, bits=4, block_size=self._packed.block_size(inputs))
         elif inputs % (how.block_size or inputs):
             raise ConfigError(
-                f"{parts[0][0]} has {inputs} inputs, no multiple of block_size {how.block_size}; "
-                "choose another block size, or fp16 or fp32"
+                f"{how.block_size} does not divide the {inputs} inputs of {parts[0][0]}",
+                field="block_size",
+                fix="choose another --block-size, or --precision fp16 or fp32",
             )
         found = [self._part(name, (outputs, inputs), how) for name, outputs in parts]
         self.quantization.update((name, part.how) for (name, _), part in zip(parts, found, strict=True))

@@ -46,7 +46,8 @@ def geometry(spec: ModelSpec, config: ExportConfig) -> Geometry:
     for name, longest in limits.items():
         if length > longest:
             raise ConfigError(
-                f"context_length is {length}, but the model's {name} is {longest}; choose at most {longest}"
+                f"is {length}, but the model's {name} is {longest}; choose at most {longest}",
+                field="context_length",
             )
     return Geometry(
         num_hidden_layers=text.num_hidden_layers,

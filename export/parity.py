@@ -6,7 +6,7 @@ probes as rows of one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from safecode_trt.export.prequantized import float_checkpoint
 from safecode_trt.export.probes import TextProbe, make_probes
 from safecode_trt.manifest import EMBEDDINGS, GraphParity, Parity
 from safecode_trt.models import Features, ModelSpec, load_spec
+from safecode_trt.progress import Progress
 from safecode_trt.runtime.contexts import row_keys, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.image_features import encode_pictures
@@ -58,9 +59,7 @@ class Answer:
     logits: Array
 
 
-def verify_session(
-    session: Session, bundle: Bundle, checkpoint: Path, report: Callable[[str, int, int], None]
-) -> Parity:
+def verify_session(session: Session, bundle: Bundle, checkpoint: Path, report: Progress) -> Parity:
     """Compares what a bundle computes, of its own prompts and embeddings, with the checkpoint it was made of.
 
     Raises:
@@ -177,8 +176,8 @@ def require_passed(parity: Parity, precision: Precision) -> None:
             f"the exported {precision} graphs differ from transformers: top-1 agreement but for near ties "
             f"{parity.top1_within_noise:.3f} (expected at least {LEAST_TOP1[precision]}), noise of the logits "
             f"{parity.logit_noise:.2g} (at most {MOST_NOISE[precision]}), greedy agreement "
-            f"{parity.greedy_agreement:.3f}, {parity.largest_differences}; try a higher precision, or "
-            "--no-verify to export anyway"
+            f"{parity.greedy_agreement:.3f}, {parity.largest_differences}",
+            fix="choose a higher --precision, or pass --no-verify to export anyway",
         )
 
 

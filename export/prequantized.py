@@ -66,7 +66,8 @@ class Prequantized:
             raise CheckpointError(f"{where} has quant_method {method!r}; expected 'gptq' or 'awq'")
         if bits != 4:
             raise CheckpointError(
-                f"{where} has {bits!r} bits; only 4 are read, so export the original weights"
+                f"{where} has {bits!r} bits; only 4 are read",
+                fix="export the original weights",
             )
         key, known = (
             ("checkpoint_format", [*GPTQ_FORMATS]) if method == "gptq" else ("version", [*AWQ_VERSIONS])
@@ -131,8 +132,8 @@ class Prequantized:
             found = self.checkpoint.integers(index, (inputs,))
             if not np.array_equal(found, np.arange(inputs) // self._group(inputs)):
                 raise CheckpointError(
-                    f"{index} puts inputs into groups out of order; "
-                    "quantise with desc_act=false or static_groups=true"
+                    f"{index} puts inputs into groups out of order; only groups in order are read",
+                    fix="quantise with desc_act=false or static_groups=true",
                 )
 
 
@@ -160,7 +161,8 @@ def float_checkpoint(folder: Path, scratch: Path | None = None) -> Iterator[Path
         except OSError as error:
             raise CheckpointError(
                 f"{folder}: to compare it with transformers, its weights are written in float32, and {place} cannot "
-                f"take them: {error.strerror or error}; make room there, or pass --no-verify"
+                f"take them: {error.strerror or error}",
+                fix="make room there, or pass --no-verify",
             ) from error
         yield copy
 
@@ -190,7 +192,8 @@ def _require_room(packed: Prequantized, shapes: Mapping[str, tuple[int, ...]], p
     if needed > free:
         raise CheckpointError(
             f"{checkpoint.folder}: to compare it with transformers, its weights are written in float32, which takes "
-            f"{needed / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB free; make room there, or pass --no-verify"
+            f"{needed / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB free",
+            fix="make room there, or pass --no-verify",
         )
 
 

@@ -73,7 +73,8 @@ def _to_float16(graph: ir.Graph, weight: ir.Value, array: NDArray[Any]) -> None:
         half = array.astype(np.float16)
     if not np.isfinite(half).all():
         raise CheckpointError(
-            f"vision weight {weight.name} has values beyond float16's range; use --vision-precision fp32 or int8"
+            f"vision weight {weight.name} has values beyond float16's range",
+            fix="pass --vision-precision fp32 or int8",
         )
     operand = _initializer(graph, f"{weight.name}_fp16", half)
     _replace(graph, weight, ir.node("Cast", [operand], {"to": ir.DataType.FLOAT}))

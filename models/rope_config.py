@@ -49,19 +49,17 @@ class RopeConfig:
     def __post_init__(self) -> None:
         for key in REQUIRED.get(self.rope_type, ()):
             if getattr(self, key) is None:
-                raise ConfigError(f"rope_parameters: rope_type {self.rope_type!r} needs the key {key!r}")
+                raise ConfigError(f"is missing; rope_type {self.rope_type!r} needs it", field=key)
         for key in ("original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"):
             if (value := getattr(self, key)) is not None and value <= 0:
-                raise ConfigError(f"rope_parameters: {key} must be positive, got {value}")
+                raise ConfigError(f"must be positive, got {value}", field=key)
         if self.rope_theta <= 1:
-            raise ConfigError(f"rope_parameters: rope_theta must be more than 1, got {self.rope_theta}")
+            raise ConfigError(f"must be more than 1, got {self.rope_theta}", field="rope_theta")
         if self.factor is not None and self.factor < 1:
-            raise ConfigError(f"rope_parameters: factor must be at least 1, got {self.factor}")
+            raise ConfigError(f"must be at least 1, got {self.factor}", field="factor")
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and not 0 < low < high:
-            raise ConfigError(
-                f"rope_parameters: expected 0 < low_freq_factor < high_freq_factor, got {low} and {high}"
-            )
+            raise ConfigError(f"expected 0 < low_freq_factor < high_freq_factor, got {low} and {high}")
 
     @classmethod
     def from_config(

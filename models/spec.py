@@ -128,7 +128,10 @@ class ModelSpec(ABC):
         Raises:
             ConfigError: the family does not cut pictures.
         """
-        raise ConfigError(f"{self.model_type} does not cut pictures into tiles; leave max_tiles unset")
+        raise ConfigError(
+            f"has no effect: {self.model_type} does not cut pictures into tiles; leave it out",
+            field="max_tiles",
+        )
 
     @property
     @abstractmethod

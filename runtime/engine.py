@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
 from safecode_trt.contract import activation_dtype, decoder_graph
@@ -63,12 +64,16 @@ class Engine:
         try:
             self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
         except CheckpointError as error:
-            raise BundleError(f"{bundle.path} was made by another version: {error}; export again") from error
+            raise BundleError(
+                f"{bundle.path} was made by another version: {error}", fix=remedies.export(bundle.path)
+            ) from error
         _check_decoder(bundle, self.spec)
         self.prompts = PromptBuilder(bundle.path, self.spec)
         tables = map_tensors(bundle.file(EMBEDDINGS))
         if "embed_tokens" not in tables:
-            raise BundleError(f"{bundle.file(EMBEDDINGS)} has no tensor embed_tokens; export again")
+            raise BundleError(
+                f"{bundle.file(EMBEDDINGS)} has no tensor embed_tokens", fix=remedies.export(bundle.path)
+            )
         self.builder = FeedBuilder(self.spec.text, tables["embed_tokens"], self.capacity)
         self._prefixes: OrderedDict[PrefixKey, Prefix] = OrderedDict()
         self._idle: list[CacheMemory] = []
@@ -267,5 +272,6 @@ def _check_decoder(bundle: Bundle, spec: ModelSpec) -> None:
     expected = decoder_graph(manifest.geometry, precision, own, activations=activations)
     if manifest.graphs[DECODER] != expected:
         raise BundleError(
-            f"{bundle.path}: the decoder's inputs are not those of the family {spec.model_type}; export again"
+            f"{bundle.path}: the decoder's inputs are not those of the family {spec.model_type}",
+            fix=remedies.export(bundle.path),
         )

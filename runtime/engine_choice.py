@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import BackendError
@@ -51,8 +52,8 @@ def choose_engine(bundle: Bundle, runtime: TensorRTRuntime) -> EngineEntry:
         others.append(f"{engine.folder} is {reason}")
     raise BackendError(
         f"{bundle.path} has no engine for {runtime.flavour} {runtime.version} on compute capability "
-        f"{runtime.compute_capability} ({'; '.join(others) or 'no engine was built'}); run: safecode-trt build "
-        f"{bundle.path} --flavour {runtime.flavour} --sm {runtime.compute_capability}"
+        f"{runtime.compute_capability} ({'; '.join(others) or 'no engine was built'})",
+        fix=remedies.build(bundle.path, "--flavour", runtime.flavour, "--sm", runtime.compute_capability),
     )
 
 

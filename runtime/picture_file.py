@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from safecode_trt import atomic
 from safecode_trt.errors import ConfigError, PictureError
 from safecode_trt.runtime.image import MAX_PIXELS, open_picture
 
@@ -73,16 +73,7 @@ class PictureStore:
         if place.exists():
             return place
         try:
-            descriptor, part = tempfile.mkstemp(dir=self._folder, prefix=".")  # mode 0600
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(picture.data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, place)  # whoever was faster has put the same bytes there
-            except BaseException:
-                os.unlink(part)
-                raise
+            atomic.write_bytes(place, picture.data, mode=0o600)
         except OSError as error:
             raise self._unusable(error) from error
         return place

@@ -118,14 +118,16 @@ def prepare(
     prefill = plan_prefill(keys, done)
     if prefill.capacity >= capacity:
         shown = sum(layout.tokens for layout in layouts)
+        many = shown > prefill.capacity // 2
         helps = (
-            f"its pictures take {shown} of them: show fewer or smaller ones, or export with a lower --max-tiles or"
-            if shown > prefill.capacity // 2
+            "show fewer or smaller pictures, or export with a lower --max-tiles or"
+            if many
             else "shorten it, or export with"
         )
         raise CapacityError(
             f"the prompt needs {prefill.capacity} positions and an answer at least 1 more, but the bundle holds "
-            f"{capacity}; {helps} a larger --context-length"
+            f"{capacity}{f'; its pictures take {shown} of them' if many else ''}",
+            fix=f"{helps} a larger --context-length",
         )
     return Request(
         plan=plan,

@@ -27,8 +27,9 @@ class RotaryEmbedding:
         rope = text.rope
         if rope.rope_type == "dynamic" and length > rope.max_position_embeddings:
             raise ConfigError(
-                f"context_length is {length}, but with rope_type dynamic every angle changes with each token "
-                f"beyond max_position_embeddings; choose at most {rope.max_position_embeddings}"
+                f"is {length}, but with rope_type dynamic every angle changes with each token "
+                f"beyond max_position_embeddings; choose at most {rope.max_position_embeddings}",
+                field="context_length",
             )
         frequencies, scale = inverse_frequencies(rope, text.head_dim), np.float32(attention_scale(rope))
         angles = np.arange(length, dtype=np.float32)[:, None] * frequencies

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safecode_trt import atomic, remedies
 from safecode_trt.contract import decoder_graph
 from safecode_trt.errors import BundleError, ConfigError
 from safecode_trt.manifest import (
@@ -63,7 +62,7 @@ class Bundle:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder; expected a bundle made by `safecode-trt export`")
+            raise BundleError(f"{folder} is not a folder; expected a bundle", fix=remedies.export(folder))
         return cls.from_document(folder, read_document(folder), check_hashes=check_hashes)
 
     @classmethod
@@ -85,24 +84,37 @@ class Bundle:
             BundleError: the manifest does not list it.
         """
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path}: the bundle has no {name}; export the checkpoint again")
+            raise BundleError(f"{self.path}: the bundle has no {name}", fix=remedies.export(self.path))
         return self.path / name
 
     def _check_files(self, check_hashes: bool) -> None:
         root = self.path.resolve()
         for name, expected in self.manifest.files.items():
             path = self.path / name
-            if not _resolve(path).is_relative_to(root):
+            if not self._resolve(path).is_relative_to(root):
                 raise BundleError(f"{path} leads out of the bundle; expected a file inside {self.path}")
             if not path.is_file():
-                raise BundleError(f"{path} is missing; {_remedy(name)}")
+                raise BundleError(f"{path} is missing", fix=self._remedy(name))
             if (size := path.stat().st_size) != expected.bytes:
-                raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}; {_remedy(name)}")
+                raise BundleError(
+                    f"{path}: expected {expected.bytes} bytes, found {size}", fix=self._remedy(name)
+                )
             hashed = check_hashes or size <= SMALL
             if hashed and (digest := _sha256(path)) != expected.sha256:
                 raise BundleError(
-                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...; {_remedy(name)}"
+                    f"{path}: expected SHA-256 {expected.sha256[:16]}..., found {digest[:16]}...",
+                    fix=self._remedy(name),
                 )
+
+    def _remedy(self, name: str) -> str:
+        made = remedies.build if name.startswith(f"{ENGINES}/") else remedies.export
+        return made(self.path)
+
+    def _resolve(self, path: Path) -> Path:
+        try:
+            return path.resolve()
+        except (OSError, RuntimeError) as error:  # links in a circle
+            raise BundleError(f"{path} cannot be followed", fix=remedies.export(self.path)) from error
 
     def _check_strangers(self) -> None:
         """Settings that are not listed may change what is computed: a chat template goes before the tokenizer's."""
@@ -110,21 +122,9 @@ class Bundle:
             listed = path.name in self.manifest.files or path.name == BUNDLE_JSON
             if path.suffix in SETTINGS and not listed and path.is_file():
                 raise BundleError(
-                    f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own settings only, move it away"
+                    f"{path} is not listed in {BUNDLE_JSON}; expected the bundle's own settings only",
+                    fix="move it away",
                 )
-
-
-def _remedy(name: str) -> str:
-    if name.startswith(f"{ENGINES}/"):
-        return "run `safecode-trt build` again"
-    return "export the checkpoint again"
-
-
-def _resolve(path: Path) -> Path:
-    try:
-        return path.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise BundleError(f"{path} cannot be followed; export the checkpoint again") from error
 
 
 def read_document(folder: Path) -> dict[str, Any]:
@@ -138,14 +138,16 @@ def read_document(folder: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleError(
-            f"{folder} has no {BUNDLE_JSON}; expected a bundle made by `safecode-trt export`"
+            f"{folder} has no {BUNDLE_JSON}; expected a bundle", fix=remedies.export(folder)
         ) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not a bundle manifest: not valid JSON ({error})") from error
+        raise BundleError(
+            f"{path} is not a bundle manifest: not valid JSON ({error})", fix=remedies.export(folder)
+        ) from error
     if not isinstance(document, dict):
-        raise BundleError(f"{path} is not a bundle manifest: expected an object")
+        raise BundleError(f"{path} is not a bundle manifest: expected an object", fix=remedies.export(folder))
     return document
 
 
@@ -153,20 +155,24 @@ def _manifest(path: Path, document: Mapping[str, Any]) -> Manifest:
     version = document.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleError(
-            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}; update safecode-trt"
+            f"{path}: schema version {version} is newer than {SCHEMA_VERSION}",
+            fix="pip install --upgrade safecode-trt",
         )
     if isinstance(version, int) and version < SCHEMA_VERSION:
-        remedy = (
-            f"run: safecode-trt upgrade {path.parent}" if version >= FIRST_UPGRADABLE else "export it again"
+        again = remedies.upgrade if version >= FIRST_UPGRADABLE else remedies.export
+        raise BundleError(
+            f"{path}: schema version {version} is older than {SCHEMA_VERSION}", fix=again(path.parent)
         )
-        raise BundleError(f"{path}: schema version {version} is older than {SCHEMA_VERSION}; {remedy}")
     try:
         manifest = from_dict(Manifest, document, BUNDLE_JSON)
     except ConfigError as error:
-        raise BundleError(f"{path} is not a bundle manifest: {error}") from error
+        raise BundleError(
+            error.message, field=error.field, where=str(path), fix=remedies.export(path.parent)
+        ) from error
     if not _keeps_the_contract(manifest):
         raise BundleError(
-            f"{path}: the decoder's inputs and outputs are not those of the contract; export again"
+            f"{path}: the decoder's inputs and outputs are not those of the contract",
+            fix=remedies.export(path.parent),
         )
     return manifest
 
@@ -209,10 +215,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: the folder cannot be written.
     """
-    temporary = folder / f".{BUNDLE_JSON}.tmp"
     try:
-        temporary.write_text(json.dumps(to_dict(manifest), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / BUNDLE_JSON)
+        atomic.write_text(folder / BUNDLE_JSON, json.dumps(to_dict(manifest), indent=2) + "\n")
     except OSError as error:
         raise BundleError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -224,7 +228,7 @@ def require_writable(folder: Path, otherwise: str) -> None:
         BundleError: the folder is there and cannot be written.
     """
     if folder.is_dir() and not os.access(folder, os.W_OK):
-        raise BundleError(f"{folder} cannot be written; change its permissions, or {otherwise}")
+        raise BundleError(f"{folder} cannot be written", fix=f"change its permissions, or {otherwise}")
 
 
 @contextmanager
@@ -240,17 +244,10 @@ def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     target = target.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        with atomic.new_folder(target) as folder:
+            yield folder
     except OSError as error:
-        raise BundleError(f"{target.parent} cannot be written: {error.strerror or error}") from error
-    try:
-        folder.chmod(0o755)
-        yield folder
-        _replace(folder, target)
-    except OSError as error:
-        raise BundleError(f"{target} could not be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        raise BundleError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
 def require_free(target: Path, *, overwrite: bool) -> None:
@@ -261,23 +258,10 @@ def require_free(target: Path, *, overwrite: bool) -> None:
     """
     if target.exists() or target.is_symlink():
         if not overwrite:
-            raise BundleError(f"{target} exists; pass --overwrite to replace it, or choose another --output")
+            raise BundleError(
+                f"{target} exists", fix="pass --overwrite to replace it, or choose another --output"
+            )
         if not (target / BUNDLE_JSON).is_file():
-            raise BundleError(f"{target} exists and is not a bundle; it is not overwritten")
-
-
-def _replace(folder: Path, target: Path) -> None:
-    """Puts `folder` in the place of `target`; an old bundle is put back if that fails."""
-    if not target.exists():
-        folder.rename(target)
-        return
-    old = folder.with_name(folder.name + "-old")
-    try:
-        target.rename(old)
-        folder.rename(target)
-    except BaseException:  # Ctrl-C, too
-        if not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            raise BundleError(
+                f"{target} exists and is not a bundle; it is not overwritten", fix="choose another --output"
+            )

@@ -47,8 +47,7 @@ class Calibration:
     after: Reliability
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < float("inf") or not 0 <= self.threshold <= 1:
-            raise ConfigError(
-                "a calibration needs a temperature above 0 and a threshold between 0 and 1, "
-                f"got {self.temperature!r} and {self.threshold!r}"
-            )
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"must be a number above 0, got {self.temperature!r}", field="temperature")
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"must be between 0 and 1, got {self.threshold!r}", field="threshold")

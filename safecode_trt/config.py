@@ -58,7 +58,7 @@ DEFAULT_THRESHOLD = 0.5
 
 def _require(condition: bool, name: str, rule: str, value: object) -> None:
     if not condition:
-        raise ConfigError(f"{name} must be {rule}, got {value!r}")
+        raise ConfigError(f"must be {rule}, got {value!r}", field=name)
 
 
 def _finite(name: str, value: float, low: float, high: float = math.inf) -> None:

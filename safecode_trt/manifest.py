@@ -280,7 +280,8 @@ class Manifest:
         for graph in (graph for engine in self.engines for graph in engine.graphs.values()):
             if graph.file not in self.files:
                 raise BundleError(
-                    f"bundle.json: engine {graph.file!r} is not among the files; build it again"
+                    f"bundle.json: engine {graph.file!r} is not among the files",
+                    fix="safecode-trt build BUNDLE",
                 )
 
     @property

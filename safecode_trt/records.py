@@ -18,35 +18,20 @@ from safecode_trt.errors import ConfigError
 __all__ = ["changed", "from_dict", "loads", "overridden", "to_dict"]
 
 Record = TypeVar("Record")
+TYPES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+"""Types as messages call them."""
 
 
 def from_dict(record: type[Record], data: object, where: str = "") -> Record:
     """Builds a dataclass from parsed JSON; `where` names the place in error messages.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value has the wrong type.
+        ConfigError: a key is unknown or missing, or a value has the wrong type; `field` is its dotted name.
     """
-    name = where or record.__name__
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{name}: expected an object, got {type(data).__name__}")
-    fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
-    unknown = sorted(set(data) - set(fields))
-    if unknown:
-        raise ConfigError(f"{name}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
-    required = {
-        n
-        for n, f in fields.items()
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(data))
-    if missing:
-        raise ConfigError(f"{name}: missing key {missing[0]!r}")
-    hints = get_type_hints(record)
-    values = {key: _value(hints[key], item, f"{name}.{key}") for key, item in data.items()}
     try:
-        return record(**values)
+        return _record(record, data, "")
     except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError.of(error, where=where or record.__name__) from error
 
 
 def loads(record: type[Record], text: str | bytes, where: str) -> Record:
@@ -54,7 +39,7 @@ def loads(record: type[Record], text: str | bytes, where: str) -> Record:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid JSON ({error})") from error
+        raise ConfigError(f"not valid JSON ({error})", where=where) from error
     return from_dict(record, data, where)
 
 
@@ -70,16 +55,18 @@ def changed(record: Record, changes: Sequence[str], where: str) -> Record:
     for change in changes:
         key, found, text = change.partition("=")
         if not found or not key.strip():
-            raise ConfigError(f"{where} {change}: expected KEY=VALUE")
+            raise ConfigError(f"expected KEY=VALUE, got {change!r}", where=where)
         *outer, last = key.strip().split(".")
         inner = data
         for name in outer:
             inner = inner.get(name)
             if not isinstance(inner, dict):
-                raise ConfigError(f"{where} {change}: {name!r} has no settings inside it")
+                raise ConfigError(
+                    f"is not a known key: {name!r} has no settings inside it", field=key.strip(), where=where
+                )
         try:
             inner[last] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             inner[last] = text
     return from_dict(type(record), data, where)
 
@@ -90,15 +77,16 @@ def overridden(record: Record, path: Path) -> Record:
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value does not fit.
     """
+    where = str(path)
     try:
         given = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"cannot be read: {error.strerror or error}", where=where) from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+        raise ConfigError(f"not valid JSON ({error})", where=where) from error
     if not isinstance(given, dict):
-        raise ConfigError(f"{path}: expected an object, got {type(given).__name__}")
-    return from_dict(type(record), {**to_dict(record), **given}, str(path))
+        raise ConfigError(f"expected an object, got {type(given).__name__}", where=where)
+    return from_dict(type(record), {**to_dict(record), **given}, where)
 
 
 def to_dict(record: Any) -> Any:
@@ -112,7 +100,38 @@ def to_dict(record: Any) -> Any:
     return record
 
 
-def _value(hint: Any, item: Any, where: str) -> Any:
+def _record(record: type[Record], data: object, path: str) -> Record:
+    """The dataclass at a dotted `path`, empty for the outermost."""
+    if not isinstance(data, Mapping):
+        raise _unfit(path, "an object", type(data).__name__)
+    fields = {f.name: f for f in dataclasses.fields(record)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            known = ", ".join(sorted(fields))
+            raise ConfigError(f"is not a known key; known keys: {known}", field=_inside(path, key))
+    for name, f in fields.items():
+        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        if name not in data and not optional:
+            raise ConfigError("is missing", field=_inside(path, name))
+    hints = get_type_hints(record)
+    values = {key: _value(hints[key], item, _inside(path, key)) for key, item in data.items()}
+    try:
+        return record(**values)
+    except ConfigError as error:
+        raise ConfigError.of(error, field=_inside(path, error.field) if error.field else path) from error
+
+
+def _inside(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _unfit(path: str, wanted: str, found: str) -> ConfigError:
+    if path:
+        return ConfigError(f"must be {wanted}, got {found}", field=path)
+    return ConfigError(f"expected {wanted}, got {found}")
+
+
+def _value(hint: Any, item: Any, path: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or hint is object:
         return item
@@ -120,28 +139,28 @@ def _value(hint: Any, item: Any, where: str) -> Any:
         if item is None and type(None) in arguments:
             return None
         inner = [a for a in arguments if a is not type(None)]
-        return _value(inner[0] if len(inner) == 1 else _matching(inner, item), item, where)
+        return _value(inner[0] if len(inner) == 1 else _matching(inner, item), item, path)
     if origin is Literal:
         if item not in arguments:
-            raise ConfigError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {item!r}")
+            raise _unfit(path, f"one of {', '.join(map(str, arguments))}", repr(item))
         return item
     if origin is tuple:
         if not isinstance(item, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {type(item).__name__}")
-        return tuple(_value(arguments[0], part, f"{where}[{i}]") for i, part in enumerate(item))
+            raise _unfit(path, "a list", type(item).__name__)
+        return tuple(_value(arguments[0], part, f"{path}[{i}]") for i, part in enumerate(item))
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(item, Mapping):
-            raise ConfigError(f"{where}: expected an object, got {type(item).__name__}")
-        return {key: _value(arguments[1], part, f"{where}.{key}") for key, part in item.items()}
+            raise _unfit(path, "an object", type(item).__name__)
+        return {key: _value(arguments[1], part, _inside(path, key)) for key, part in item.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, item, where)
+        return _record(hint, item, path)
     if hint is float and isinstance(item, int) and not isinstance(item, bool):
         try:
             return float(item)
         except OverflowError as error:
-            raise ConfigError(f"{where}: expected float, got an integer that is too large for one") from error
+            raise _unfit(path, "a number", "an integer that is too large for one") from error
     if not isinstance(item, hint) or (hint in (int, float) and isinstance(item, bool)):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {item!r}")
+        raise _unfit(path, TYPES.get(hint, hint.__name__), repr(item))
     return item
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from safecode_trt.endpoint import EndpointSettings
 from safecode_trt.errors import SteeringError
 from safecode_trt.policy.base import Verdict
 from safecode_trt.runtime import Engine, Message
@@ -22,7 +23,9 @@ CASE = Case(engine=NO_ENGINE, messages=REQUEST, images=[PICTURE])
 
 
 def made(*judges: str, **settings: Any) -> Judge:
-    judge = make_judge(JudgeConfig(judges=judges, backoff=0.005, **settings))
+    asked = {name: settings.pop(name) for name in EndpointSettings.__dataclass_fields__ if name in settings}
+    endpoint = EndpointSettings(**{"backoff": 0.005, **asked})
+    judge = make_judge(JudgeConfig(judges=judges, endpoint=endpoint, **settings))
     assert judge is not None
     return judge
 

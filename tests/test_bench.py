@@ -82,7 +82,7 @@ class Clock:
 def test_rounds_alternate_and_warm_up() -> None:
     clock, done = Clock(), []
     cases = {"a": clock.case("a", 1), "b": clock.case("b", 2)}
-    rounds = interleaved(cases, 3, clock=clock, report=lambda now, total: done.append((now, total)))
+    rounds = interleaved(cases, 3, clock=clock, progress=lambda step, now, total: done.append((now, total)))
     assert clock.log == "ab" + "ba" + "ab" + "ba"
     assert {name: len(values) for name, values in rounds.seconds.items()} == dict.fromkeys(
         ("a", "b", "a/half", "b/half"), 3
@@ -184,7 +184,7 @@ def test_every_case_on_onnx_runtime(int4_bundle: Bundle) -> None:
 
 
 def test_replies_that_do_not_fit_are_refused(null_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="--tokens"):
+    with pytest.raises(ConfigError, match="tokens must be at most"):
         bench_bundle(null_bundle, runtime=NULL, repeats=1, tokens=(16, 4096))
     with pytest.raises(ConfigError, match="1 or more"):
         bench_bundle(null_bundle, runtime=NULL, repeats=1, tokens=())

@@ -51,7 +51,7 @@ def test_a_file_that_is_not_listed(folder: Path) -> None:
 
 
 def test_a_missing_folder_and_a_file_in_its_place(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is not a folder; expected a bundle made by"):
+    with pytest.raises(BundleError, match="is not a folder; expected a bundle; fix: safecode-trt export"):
         Bundle.open(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="is not a folder"):
@@ -62,13 +62,11 @@ def test_an_empty_folder_and_a_foreign_one(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"has no {BUNDLE_JSON}"):
         Bundle.open(tmp_path)
     (tmp_path / BUNDLE_JSON).write_text('{"name": "something else"}')
-    with pytest.raises(BundleError, match="is not a bundle manifest"):
+    with pytest.raises(BundleError, match=f"{BUNDLE_JSON}: name is not a known key"):
         Bundle.open(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000, '{"schema_version": "1"}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"x"', "[" * 100_000])
 def test_a_manifest_that_is_none(folder: Path, text: str) -> None:
     (folder / BUNDLE_JSON).write_text(text)
     with pytest.raises(BundleError, match="is not a bundle manifest"):
@@ -90,16 +88,16 @@ def test_a_manifest_in_another_encoding(folder: Path) -> None:
 
 def test_unknown_keys_at_every_depth(folder: Path) -> None:
     edit(folder, lambda manifest: manifest["safecode"]["settings"].update(gamma=1))
-    with pytest.raises(BundleError, match=r"safecode\.settings: unknown key 'gamma'"):
+    with pytest.raises(BundleError, match=r"safecode.settings.gamma is not a known key"):
         Bundle.open(folder)
     edit(folder, lambda manifest: manifest.update(extra=1))
-    with pytest.raises(BundleError, match="unknown key 'extra'"):
+    with pytest.raises(BundleError, match="extra is not a known key"):
         Bundle.open(folder)
 
 
 def test_a_missing_key(folder: Path) -> None:
     edit(folder, lambda manifest: manifest.pop("geometry"))
-    with pytest.raises(BundleError, match="missing key 'geometry'"):
+    with pytest.raises(BundleError, match="geometry is missing"):
         Bundle.open(folder)
 
 
@@ -112,7 +110,8 @@ def test_settings_out_of_range(folder: Path) -> None:
 def test_a_newer_schema_is_named_before_its_keys(folder: Path) -> None:
     edit(folder, lambda manifest: manifest.update(schema_version=SCHEMA_VERSION + 1, novelty=1))
     with pytest.raises(
-        BundleError, match=f"schema version {SCHEMA_VERSION + 1} is newer .* update safecode-trt"
+        BundleError,
+        match=f"schema version {SCHEMA_VERSION + 1} is newer .* pip install --upgrade safecode-trt",
     ):
         Bundle.open(folder)
 
@@ -120,7 +119,7 @@ def test_a_newer_schema_is_named_before_its_keys(folder: Path) -> None:
 def test_an_older_schema(folder: Path) -> None:
     edit(folder, lambda manifest: manifest.update(schema_version=0, novelty=1))
     with pytest.raises(
-        BundleError, match=f"schema version 0 is older than {SCHEMA_VERSION}; export it again"
+        BundleError, match=f"schema version 0 is older than {SCHEMA_VERSION}; fix: safecode-trt export"
     ):
         Bundle.open(folder)
 

@@ -88,7 +88,7 @@ def test_what_it_finds_is_kept_and_used(null_bundle: Path, items: Path, tmp_path
 def test_a_judge_that_is_never_wrong_is_told_of(
     null_bundle: Path, items: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def perfect(engine: Engine, asked: Sequence[LabelledItem], progress: object) -> Measured:
+    def perfect(engine: Engine, asked: Sequence[LabelledItem], progress: object, *, step: str) -> Measured:
         unsafe = np.array([item.unsafe for item in asked])
         return Measured(
             margins=np.where(unsafe, 9.0, -9.0), unsafe=unsafe, items_sha256="0" * 64, least_mass=1.0
@@ -140,7 +140,7 @@ def test_bad_input_is_one_line(null_bundle: Path, tmp_path: Path) -> None:
     words = {"prompt": "can i jump on it?", "unsafe": True}
     refused(1, "nowhere.jsonl does not exist; expected a file of JSON lines", tmp_path / "nowhere.jsonl")
     refused(1, "with a benchmark out of mssbench", "mss:here:test")
-    refused(1, "unknown key 'label'", write_lines(tmp_path / "a", {**words, "label": 1}))
+    refused(1, "label is not a known key", write_lines(tmp_path / "a", {**words, "label": 1}))
     refused(1, "the picture", write_lines(tmp_path / "b", {**words, "picture": "no.png"}))
     refused(1, "leads out of", write_lines(tmp_path / "c", {**words, "picture": "../no.png"}))
     refused(1, "got 60 unsafe and 0 safe", write_lines(tmp_path / "d", *[words] * 60))
@@ -224,7 +224,7 @@ def test_a_calibration_that_is_none(wrong: dict[str, Any]) -> None:
             least_mass=1.0,
         )
     )
-    with pytest.raises(ConfigError, match="a calibration needs"):
+    with pytest.raises(ConfigError, match=r"(temperature|threshold) must be"):
         replace(found, **wrong)
 
 

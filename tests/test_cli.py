@@ -75,7 +75,10 @@ def test_nothing_is_a_usage_error_with_help() -> None:
         (["run", "x", "y", "--judge-threshold", "2"], "error: --judge-threshold must be between 0 and 1"),
         (["build", "x", "--flavour", "tensorrt", "--sm", "y"], "error: --sm must be compute capabilities"),
         (["build", "x", "--flavour", "tensorrt", "--max-rows", "0"], "error: --max-rows must be at least 1"),
-        (["eval", "x", "--benchmark", "b", "--data", "d", "--output", "o"], "there is no benchmark 'b'"),
+        (
+            ["eval", "x", "--benchmark", "b", "--data", "d", "--output", "o"],
+            "--benchmark must be one of mssbench",
+        ),
         (
             ["eval", "x", "--benchmark", "b", "--data", "d", "--output", "o", "--modes", "m"],
             "error: --modes must be out of plain",
@@ -101,11 +104,11 @@ def test_a_checkpoint_that_is_no_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", ["run", "chat", "verify", "inspect"])
 def test_a_wrong_path_is_one_line(verb: str, tmp_path: Path) -> None:
     arguments = [verb, tmp_path / "nowhere", *(["hello"] if verb == "run" else [])]
-    fails(call(*arguments), 1, "is not a folder; expected a bundle made by `safecode-trt export`")
+    fails(call(*arguments), 1, "is not a folder; expected a bundle; fix: safecode-trt export")
 
 
 def test_a_demo_without_its_bundle_says_what_makes_it(tmp_path: Path) -> None:
-    fails(call("demo", tmp_path / "none"), 1, "`make demo` in the checkout makes build/demo-bundle")
+    fails(call("demo", tmp_path / "none"), 1, "expected the demo bundle; fix: make demo")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

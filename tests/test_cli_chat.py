@@ -42,7 +42,7 @@ def test_chat_explains_and_goes_on(bundle: Path, picture: Path) -> None:
     assert result.stderr.count("/quit") == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     mode, missing, long = errors
-    assert mode.startswith("error: no mode 'fast'; expected one of plain, vcd")
+    assert mode.startswith("error: mode must be one of plain, vcd")
     assert "nowhere.png does not exist" in missing and "positions" in long
 
 

@@ -224,7 +224,11 @@ def test_an_ablation_is_the_default_mode_without_one_part(bundle: Path, world: P
     assert found["safecode without verdict"]["verdicts"] is None
     pairs = {(entry["first"], entry["second"]) for entry in summary(tmp_path / "out")["comparisons"]}
     assert ("safecode", "safecode without mask") in pairs and ("plain", "safecode") in pairs
-    fails(evaluate(bundle, world, tmp_path / "o", "--ablate", "--modes", "plain"), 2, "add it to --modes")
+    fails(
+        evaluate(bundle, world, tmp_path / "o", "--ablate", "--modes", "plain"),
+        2,
+        "--ablate switches off parts of safecode",
+    )
 
 
 def test_a_picture_that_cannot_be_read_is_counted_and_never_safe(
@@ -267,7 +271,11 @@ def test_a_backend_that_fails_ends_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(NullSession, "decode", failing)
-        fails(evaluate(bundle, world, out, "--modes", "safecode"), 1, "device lost; the same command")
+        fails(
+            evaluate(bundle, world, out, "--modes", "safecode"),
+            1,
+            "device lost; fix: run the same command again",
+        )
     before = answers(out)
     assert before and not any(line["fallback_reason"] for line in lines(out))
     assert evaluate(bundle, world, out, "--modes", "safecode").exit_code == 0
@@ -279,23 +287,27 @@ def test_a_backend_that_fails_ends_the_run(
     [
         (("--modes", "plain,fast"), 2, "modes must be out of plain"),
         (("--modes", "plain,plain"), 2, "got plain twice"),
-        (("--split", "train"), 2, "demo-world has no split 'train'"),
-        (("--shard", "3/2"), 2, "shard must be i/n"),
-        (("--workers", 2), 2, "need --engine ray"),
-        (("--answer-judge", "rubric-endpoint"), 2, "needs --answer-endpoint"),
-        (("--answer-endpoint", "http://a.example"), 2, "expected --answer-endpoint URL#MODEL"),
-        (("--answer-judge", "rubric-bundle"), 2, "needs --answer-bundle"),
-        (("--answer-judge", "human-csv"), 2, "needs --labels"),
-        (("--labels", "l.csv"), 2, "--labels is for --answer-judge human-csv, got --answer-judge matcher"),
-        (("--answer-endpoint", "http://h/v1#m"), 2, "is for --answer-judge rubric-endpoint, got"),
+        (("--split", "train"), 2, "for demo-world, got 'train'"),
+        (("--shard", "3/2"), 2, "--shard must be i/n"),
+        (("--workers", 2), 2, "--workers needs the engine ray, got local; fix: pass --engine ray"),
+        (("--answer-judge", "rubric-endpoint"), 2, "--answer-endpoint is missing"),
+        (("--answer-endpoint", "http://a.example"), 2, "--answer-endpoint must be URL#MODEL"),
+        (("--answer-judge", "rubric-bundle"), 2, "--answer-bundle is missing"),
+        (("--answer-judge", "human-csv"), 2, "--labels is missing"),
+        (("--labels", "l.csv"), 2, "--labels is for the answer judge human-csv, got matcher"),
+        (
+            ("--answer-endpoint", "http://h/v1#m"),
+            2,
+            "--answer-endpoint is for the answer judge rubric-endpoint, got",
+        ),
         (
             ("--answer-judge", "human-csv", "--labels", "l.csv", "--answer-bundle", "b"),
             2,
-            "--answer-bundle is for --answer-judge rubric-bundle, got --answer-judge human-csv",
+            "--answer-bundle is for the answer judge rubric-bundle, got human-csv",
         ),
         (("--templates", "none.json"), 1, "none.json is missing"),
         (("--merge", "none.jsonl"), 1, "none.jsonl cannot be read"),
-        (("--engine", "ray", "--workers", 0), 2, "expected 1 or more workers"),
+        (("--engine", "ray", "--workers", 0), 2, "--workers must be at least 1"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -305,9 +317,40 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (
+            ("--modes", "plain", "--judge-rule", "mean"),
+            ["no effect where no mode acts on a verdict: --judge-rule"],
+        ),
+        (("--judge-rule", "mean"), ["no effect with --judge self: --judge-rule"]),
+        (("--top-p", 0.5), ["no effect in these modes: --top-p"]),
+        (("--modes", "plain,safecode-release", "--top-p", 0.5, "--temperature", 1), []),
+        (("--seed", 3), []),
+    ],
+)
+def test_options_without_effect_are_named(
+    bundle: Path, world: Path, tmp_path: Path, options: tuple[object, ...], notes: list[str]
+) -> None:
+    result = evaluate(bundle, world, tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stderr.splitlines() if line.startswith("no effect")] == notes
+
+
+def test_the_matchers_list_beside_peoples_labels(bundle: Path, world: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("id,picture,request,answer,label\n")
+    (tmp_path / "r.json").write_text('{"version": "1", "phrases": ["no"]}')
+    options = ("--answer-judge", "human-csv", "--labels", tmp_path / "l.csv")
+    result = evaluate(bundle, world, tmp_path / "out", *options, "--answer-refusals", tmp_path / "r.json")
+    assert "no effect with --answer-judge human-csv: --answer-refusals" in result.stderr
+
+
 def test_folders_that_cannot_be_used(bundle: Path, world: Path, tmp_path: Path) -> None:
     fails(evaluate(bundle, tmp_path / "none", tmp_path / "out"), 1, "is not a folder; expected demo-world")
-    fails(evaluate(bundle, world, tmp_path / "out", benchmark="mss"), 2, "there is no benchmark 'mss'")
+    fails(
+        evaluate(bundle, world, tmp_path / "out", benchmark="mss"), 2, "--benchmark must be one of mssbench"
+    )
     fails(evaluate(tmp_path / "no", world, tmp_path / "out"), 1, "expected a bundle")
     (tmp_path / "file").write_text("")
     fails(evaluate(bundle, world, tmp_path / "file"), 1, "cannot be written")

@@ -41,16 +41,16 @@ def test_several_judges(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--judge", "gpt"], "there is no judge 'gpt'"),
+        (["--judge", "gpt"], "--judge must be one of self"),
         (["--judge", "constant:2"], "between 0 and 1"),
         (["--judge", "file:nowhere"], "nowhere cannot be read"),
         (["--judge", "endpoint:http://host"], "URL#MODEL"),
-        (["--judge-threshold", "0.3"], "`calibrate` sets it"),
+        (["--judge-threshold", "0.3"], "--judge-threshold has no effect on the judge self"),
         (["--judge", "constant:0.3", "--mode", "plain"], "acts on no verdict"),
-        (["--judge", "constant:0.3", "--set", "threshold=0.9"], "use --judge-threshold"),
-        (["--judge-threshold", "0.3"], "or use --set threshold=P"),
-        (["--set", "bogus=1"], "unknown key 'bogus'"),
-        (["--policy", "fast"], "a stage must be one of"),
+        (["--judge", "constant:0.3", "--set", "threshold=0.9"], "pass --judge-threshold"),
+        (["--judge-threshold", "0.3"], "pass --set threshold=P"),
+        (["--set", "bogus=1"], "bogus is not a known key"),
+        (["--policy", "fast"], "--policy must be out of"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_start(bundle: Path, options: list[str], message: str) -> None:
@@ -62,13 +62,13 @@ def test_the_threshold_of_self_is_a_setting(bundle: Path) -> None:
     options = ["--set", "threshold=0.9", "--json"]
     assert json.loads(run(bundle, *options).stdout)["verdict"]["threshold"] == 0.9
     both = [*options, "--judge", "self", "--judge", "constant:0.1"]
-    fails(run(bundle, *both), 2, "use --judge-threshold")
+    fails(run(bundle, *both), 2, "pass --judge-threshold")
 
 
 def test_a_conversation_keeps_to_its_judge(bundle: Path) -> None:
     options = ["--backend", "null", "--judge", "constant:0.9"]
     result = call("chat", bundle, *options, text=f"/mode plain\n{ASK}\n")
-    assert result.exit_code == 0 and "error: this policy acts on no verdict" in result.stderr
+    assert result.exit_code == 0 and "error: judges has no effect in mode plain" in result.stderr
     assert "says constant" in result.stderr
 
 
@@ -116,7 +116,7 @@ def test_the_key_is_nowhere(
     [
         (
             ["--mode", "plain", "--reference", "noised", "--set", "alpha=9", "--explain-refusals"],
-            "no effect in mode plain: --set reference, --set alpha, --explain-refusals",
+            "no effect in mode plain: --set alpha, --reference, --explain-refusals",
         ),
         (["--mode", "plain", "--set", "fallback=error"], None),
         (["--mode", "rose", "--explain-refusals"], "no effect in mode rose: --explain-refusals"),

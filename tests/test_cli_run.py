@@ -88,18 +88,18 @@ def test_a_setting_is_an_ablation(bundle: Path, picture: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "alpha"], "--set alpha: expected KEY=VALUE"),
-        (["--set", "colour=1"], "--set: unknown key 'colour'; known keys: abstain, alpha"),
-        (["--set", "alpha=loud"], "--set.alpha: expected float, got 'loud'"),
+        (["--set", "alpha"], "--set: expected KEY=VALUE, got 'alpha'"),
+        (["--set", "colour=1"], "--set: colour is not a known key; known keys: abstain, alpha"),
+        (["--set", "alpha=loud"], "--set: alpha must be a number, got 'loud'"),
         (["--set", "alpha=-1"], "--set: alpha must be a number of at least 0, got -1"),
         (["--set", "alpha=NaN"], "--set: alpha must be a number of at least 0, got nan"),
         (["--set", "threshold=7"], "error: --set: threshold must be between 0 and 1"),
-        (["--set", "release.fast=1"], "unknown key 'fast'"),
+        (["--set", "release.fast=1"], "release.fast is not a known key"),
         (["--set", "beta.x=1"], "'beta' has no settings inside it"),
-        (["--policy", "shift,fast"], "a stage must be one of contrast, shift"),
-        (["--policy", "shift,shift"], "'shift' is there twice"),
+        (["--policy", "shift,fast"], "--policy must be out of contrast, shift"),
+        (["--policy", "shift,shift"], "must name each stage once, got 'shift' twice"),
         (["--policy", "verdict-text,principle"], "different things by the prompt 'request'"),
-        (["--prompts", "nowhere.json"], "nowhere.json cannot be read"),
+        (["--prompts", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--refusals", "nowhere.txt"], "nowhere.txt cannot be read"),
     ],
 )
@@ -122,7 +122,7 @@ def test_prompts_and_refusals_from_files(bundle: Path, picture: Path, tmp_path: 
         lengths.append(tokens("--mode", "coca", "--prompts", prompts))
     assert lengths[0] < lengths[1]
     assert tokens("--refusals", refusals, "--mode", "safecode-release")
-    for content, message in (('{"reversed": "x"}', "unknown key 'reversed'"), ("[", "not valid JSON")):
+    for content, message in (('{"reversed": "x"}', "reversed is not a known key"), ("[", "not valid JSON")):
         prompts.write_text(content)
         fails(run(bundle, "--prompts", prompts, ASK), 2, message)
 

@@ -11,10 +11,11 @@ import traceback
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from safecode_trt.endpoint import Answer, Endpoint, EndpointConfig, Question
+from safecode_trt.endpoint import Answer, Endpoint, EndpointConfig, EndpointSettings, Question
 from safecode_trt.endpoint.transport import MAX_BODY, Transport, _retry_after
 from safecode_trt.errors import ConfigError, EndpointError
 from tests.http_server import Response, completion, serving
@@ -35,10 +36,12 @@ def endpoint(url: str, *, timeout: float = 5.0, retries: int = 2, cache: Path | 
         EndpointConfig(
             url=url,
             model="m",
-            timeout=timeout,
-            retries=retries,
-            backoff=0.005,
-            cache=None if cache is None else str(cache),
+            settings=EndpointSettings(
+                timeout=timeout,
+                retries=retries,
+                backoff=0.005,
+                cache=None if cache is None else str(cache),
+            ),
         )
     )
 
@@ -194,8 +197,9 @@ def test_what_nobody_expects_is_an_endpoints_error(monkeypatch: pytest.MonkeyPat
 
 def test_refusals_say_what_to_do() -> None:
     with serving(Response(status=401, body=KEY.encode())) as server:
-        assert "answered 401 (Unauthorized); put the key into the environment variable SAFECODE" in failure(
-            server.url
+        assert (
+            "answered 401 (Unauthorized); fix: put the key into the environment variable SAFECODE"
+            in failure(server.url)
         )
     with serving(Response(status=400, body=f"bad key {KEY} in {{}}".encode())) as server:
         assert "answered 400 (Bad Request): 'bad key *** in {}'" in failure(server.url)
@@ -294,15 +298,21 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path) -> None:
         {"url": "http://host\n/v1"},
         {"url": "http://host/v1#part"},
         {"model": " "},
-        {"timeout": 0.0},
-        {"timeout": float("nan")},
-        {"retries": -1},
-        {"backoff": -1.0},
-        {"top_logprobs": 21},
     ],
 )
-def test_settings_out_of_range(wrong: dict[str, object]) -> None:
+def test_endpoints_that_cannot_be_asked(wrong: dict[str, object]) -> None:
     settings: dict[str, object] = {"url": "http://host/v1", "model": "m", **wrong}
     with pytest.raises(ConfigError) as caught:
         EndpointConfig(**settings)  # type: ignore[arg-type]
+    assert caught.value.field in wrong
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"timeout": 0.0}, {"timeout": float("nan")}, {"retries": -1}, {"backoff": -1.0}, {"top_logprobs": 21}],
+)
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        EndpointSettings(**wrong)
+    assert [caught.value.field] == [*wrong]

@@ -59,7 +59,7 @@ def test_the_engine_that_fits_is_chosen(bundle: Bundle) -> None:
 
 
 def test_what_was_found_needed_and_to_be_done_is_said(bundle: Bundle) -> None:
-    command = f"run: safecode-trt build {bundle.path} --flavour tensorrt-rtx --sm 75"
+    command = f"fix: safecode-trt build {bundle.path} --flavour tensorrt-rtx --sm 75"
     here = replace(DESKTOP, compute_capability="75")
     with pytest.raises(BackendError) as caught:
         choose_engine(bundle, here)

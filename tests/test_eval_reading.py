@@ -63,7 +63,7 @@ def change(place: str, value: object) -> Callable[[str], str]:
         ),
         ("mssbench", COMBINED, change("chat.0.Type", ...), r"chat\[0\]: 'Type' is missing"),
         ("mssbench", COMBINED, change("chat.0.safe_image_path", "../x.jpg"), "leads out of"),
-        ("mssbench", COMBINED, lambda text: text[:-9], r"combined.json: not valid JSON"),
+        ("mssbench", COMBINED, lambda text: text[:-9], r"combined.json is not valid JSON"),
         ("mssbench", COMBINED, lambda text: text.replace("intent", "Type"), "the key 'Type' is there twice"),
         (
             "mossbench",
@@ -99,12 +99,12 @@ def change(place: str, value: object) -> Callable[[str], str]:
         ("figstep", TABLE, lambda text: "", "the header has no column 'dataset'"),
         ("case-bench", CASES, change("0.safe_rate", "0.5"), "expected a number as 'safe_rate', got '0.5'"),
         ("case-bench", CASES, change("0.safe_rate", 1.5), "expected a safe_rate between 0 and 1, got 1.5"),
-        ("case-bench", CASES, lambda text: text.replace("0.9", "NaN"), "NaN is no number that JSON has"),
+        ("case-bench", CASES, lambda text: text.replace("0.9", "NaN"), "NaN is no number that is finite"),
         (
             "case-bench",
             CASES,
             lambda text: text.replace("0.9", "1e999"),
-            "expected a number as 'safe_rate', got inf",
+            "1e999 is no number that is finite",
         ),
         (
             "case-bench",
@@ -113,8 +113,13 @@ def change(place: str, value: object) -> Callable[[str], str]:
             r"\[1\].context.recipient: 'type' is missing",
         ),
         ("case-bench", CASES, change("0.context_intended_to_be_safe", 1), "expected true or false"),
-        ("demo-world", "test.jsonl", lambda text: text + "{}\n", r"test.jsonl:5: missing key"),
-        ("demo-world", "test.jsonl", lambda text: text.replace("unsafe", "harmful"), "unknown key 'harmful'"),
+        ("demo-world", "test.jsonl", lambda text: text + "{}\n", r"test.jsonl:5: item is missing"),
+        (
+            "demo-world",
+            "test.jsonl",
+            lambda text: text.replace("unsafe", "harmful"),
+            "harmful is not a known key",
+        ),
     ],
 )
 def test_malformed_files(

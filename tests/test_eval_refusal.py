@@ -122,14 +122,14 @@ def test_a_list_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"version": "1"}, "missing key 'phrases'"),
+        ({"version": "1"}, "phrases is missing"),
         ({"version": "1", "phrases": []}, "one or more phrases"),
         ({"version": " ", "phrases": ["no"]}, "expected a version"),
         ({"version": "1", "phrases": ["Sorry"]}, "'Sorry' can match nothing"),
         ({"version": "1", "phrases": ["i’m sorry"]}, "can match nothing"),
         ({"version": "1", "phrases": ["no", ""]}, "'' can match nothing"),
         ({"version": "1", "phrases": ["no"], "exceptions": ["* no"]}, "can match nothing"),
-        ({"version": "1", "phrases": ["no"], "more": 1}, "unknown key 'more'"),
+        ({"version": "1", "phrases": ["no"], "more": 1}, "more is not a known key"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path: Path, data: dict[str, object], message: str) -> None:

@@ -201,7 +201,7 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
     for data, reason in (
         (b"", "holds no reply: it is empty"),
         (b"\n\n", "it is empty"),
-        (b"\x89PNG\r\n\x1a\n\0", "holds no reply: line 1 is not valid JSON"),
+        (b"\x89PNG\r\n\x1a\n\0", "holds no reply: line 1 is not UTF-8 text"),
         (b'{"text": "hello"}\n', "line 1 is no reply"),
         (b'{"schema_version": 3, "time', "line 1 is cut off"),
     ):

@@ -97,7 +97,7 @@ VERDICT = {"safe": " safe", "unsafe": " unsafe"}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"judge": "?"}, "unknown key 'judge'"),
+        ({"judge": "?"}, "judge is not a known key"),
         ({"judge_template": "{request}"}, "go together"),
         ({"judge_template": "?", "verdict": VERDICT}, "must hold {request}"),
         (

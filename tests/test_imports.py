@@ -17,6 +17,10 @@ ROOT = Path(__file__).parents[1] / "safecode_trt"
 LAYERS = (
     (
         "errors",
+        "remedies",
+        "progress",
+        "atomic",
+        "json_lines",
         "interrupt",
         "records",
         "cache_folder",

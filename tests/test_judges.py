@@ -26,14 +26,14 @@ def test_the_model_alone_needs_no_judge() -> None:
 @pytest.mark.parametrize(
     ("judges", "message"),
     [
-        (("gpt",), "there is no judge 'gpt'; expected self, self-caption, constant:P"),
-        (("constant",), "there is no judge 'constant'"),
+        (("gpt",), "judges must be one of self, self-caption, constant:P"),
+        (("constant",), "got the judge 'constant'"),
         (("constant:1.5",), "between 0 and 1, got '1.5'"),
         (("constant:nan",), "between 0 and 1"),
         (("endpoint:http://host/v1",), "URL#MODEL"),
         (("endpoint:ftp://host/v1#m",), "must be like https"),
         (("file:nowhere.jsonl",), "nowhere.jsonl cannot be read"),
-        (("self", "self"), "each judge may be named once"),
+        (("self", "self"), "must name each judge once"),
         ((), "at least one judge"),
     ],
 )
@@ -48,7 +48,7 @@ def test_a_rule_that_is_none() -> None:
 
 
 def test_the_threshold_of_the_model_itself_is_the_bundles() -> None:
-    with pytest.raises(ConfigError, match="`calibrate` sets it"):
+    with pytest.raises(ConfigError, match="threshold has no effect on the judge self"):
         JudgeConfig(threshold=0.3)
     with pytest.raises(ConfigError, match="between 0 and 1"):
         JudgeConfig(judges=("constant:0.3",), threshold=2.0)
@@ -85,13 +85,13 @@ def test_verdicts_from_a_file_by_item_and_by_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"key": "a", "p_unsafe": 0.1}, "line 2: the key 'a' is there already"),
-        ({"key": "b", "p_unsafe": 1.1}, "line 2: p_unsafe must be between 0 and 1"),
-        ({"key": " ", "p_unsafe": 0.1}, "line 2: key must not be empty"),
-        ({"key": "b", "unsafe": True}, "line 2: unknown key 'unsafe'"),
-        ({"key": "b"}, "line 2: missing key 'p_unsafe'"),
-        ("nonsense", "line 2: not valid JSON"),
-        ('{"key": "b", "p_unsafe": NaN}', "line 2: p_unsafe must be"),
+        ({"key": "a", "p_unsafe": 0.1}, ":2: key has 'a' again"),
+        ({"key": "b", "p_unsafe": 1.1}, ":2: p_unsafe must be between 0 and 1"),
+        ({"key": " ", "p_unsafe": 0.1}, ":2: key must not be empty"),
+        ({"key": "b", "unsafe": True}, ":2: unsafe is not a known key"),
+        ({"key": "b"}, ":2: p_unsafe is missing"),
+        ("nonsense", ":2: is not valid JSON"),
+        ('{"key": "b", "p_unsafe": NaN}', ":2: is not valid JSON .NaN is no number"),
     ],
 )
 def test_a_file_that_contradicts_itself(line: object, message: str, tmp_path: Path) -> None:

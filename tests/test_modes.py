@@ -270,14 +270,14 @@ def test_the_longest_stage_decides_how_many_rows_go_on() -> None:
 @pytest.mark.parametrize(
     ("stages", "changes", "message"),
     [
-        (["fast"], {}, "must be one of contrast, shift, .*, got 'fast'"),
+        (["fast"], {}, "must be out of contrast, shift, .*, got 'fast'"),
         ([""], {}, "got ''"),
-        (["shift", "contrast", "shift"], {}, "'shift' is there twice"),
+        (["shift", "contrast", "shift"], {}, "got 'shift' twice"),
         (["release", "shift"], {}, "goes with no other stage"),
         (["verdict-text", "principle"], {}, "different things by the prompt 'request'"),
-        (["verdict-text"], {"abstain": (0.4, 0.6)}, "'verdict-text' always acts on the verdict"),
-        (["release"], {"shift": 2.5}, "a shift of at most 2"),
-        (["release"], {"reference": "cached"}, "the noised reference"),
+        (["verdict-text"], {"abstain": (0.4, 0.6)}, "stage verdict-text, which always acts on the verdict"),
+        (["release"], {"shift": 2.5}, "shift must be at most 2"),
+        (["release"], {"reference": "cached"}, "reference must be noised"),
     ],
 )
 def test_what_does_not_go_together(stages: list[Any], changes: dict[str, Any], message: str) -> None:

@@ -49,7 +49,7 @@ def test_the_target_appears_at_the_end(tmp_path: Path) -> None:
 
 def test_an_existing_target_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
     before = (folder / BUNDLE_JSON).read_bytes()
-    with pytest.raises(BundleError, match="exists; pass --overwrite"), new_bundle(folder):
+    with pytest.raises(BundleError, match="exists; fix: pass --overwrite"), new_bundle(folder):
         pytest.fail("the work was begun")
     assert (folder / BUNDLE_JSON).read_bytes() == before and left_in(tmp_path) == ["bundle"]
 
@@ -149,7 +149,7 @@ def test_a_read_only_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*args: object, **options: object) -> str:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
     with (
         pytest.raises(BundleError, match="cannot be written: Read-only file system"),
         new_bundle(tmp_path / "bundle"),
@@ -175,7 +175,7 @@ def test_a_full_disk_under_the_manifest(folder: Path, monkeypatch: pytest.Monkey
     def refuse(*args: object, **options: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(BundleError, match="bundle cannot be written: No space left"):
         write_manifest(folder, changed)
     monkeypatch.undo()

@@ -162,13 +162,13 @@ def test_tokens_that_begin_ordinary_answers_are_dropped(bundle: Path) -> None:
 
 
 def test_answers_to_every_request_about_every_picture(bundle: Path, tmp_path: Path) -> None:
-    asked: list[tuple[int, int]] = []
+    asked: list[tuple[str, int, int]] = []
     picture = DEMO / "scenes" / "8-apple.png"
     with Engine.open(bundle, config=RuntimeConfig(backend="null")) as engine:
         replies = harmless_answers(
             engine, ["what?", "why?"], [picture, picture], progress=lambda *at: asked.append(at)
         )
-    assert len(replies) == 4 and asked[-1] == (4, 4)
+    assert len(replies) == 4 and asked[-1] == ("asking", 4, 4)
     assert len(set(HARMLESS)) == len(HARMLESS)
     path = tmp_path / "requests.txt"
     path.write_text("what?\n\nwhy?\n")
@@ -211,6 +211,6 @@ def test_what_cannot_be_written_is_known_before_the_work(
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     written = ("refusals", bundle, "--backend", "null", "--write", "--corpus", "nowhere.txt")
-    fails(call(*written), 1, "cannot be written; change its permissions, or leave out --write")
+    fails(call(*written), 1, "cannot be written; fix: change its permissions, or leave out --write")
     fitted = ("calibrate", bundle, "--backend", "null", "--items", "nowhere.jsonl")
-    fails(call(*fitted), 1, "cannot be written; change its permissions, or pass --dry-run")
+    fails(call(*fitted), 1, "cannot be written; fix: change its permissions, or pass --dry-run")

@@ -170,14 +170,14 @@ def broken(change: dict[str, Any]) -> bytes:
     [
         (b'{"schema_version": 3, "time": "20', "is cut off"),
         (b"hello", "is not valid JSON"),
-        (b"\x89PNG\xff", "is not valid JSON"),
+        (b"\x89PNG\xff", "is not UTF-8 text"),
         (b"[" * 100_000, "is not valid JSON"),
         (b"[1]", "is no reply; expected version 3 of docs/trace.md"),
         (b'{"a": 1}', "is no reply; expected version 3"),
         (broken({"schema_version": 1}), "has schema version 1; expected version 3"),
-        (broken({"extra": 1}), "reply: unknown key 'extra'"),
-        (broken({"prompt_tokens": "x"}), "reply.prompt_tokens: expected int, got 'x'"),
-        (broken({"finish_reason": "boredom"}), "reply.finish_reason: expected one of"),
+        (broken({"extra": 1}), "reply: extra is not a known key"),
+        (broken({"prompt_tokens": "x"}), "reply: prompt_tokens must be an integer, got 'x'"),
+        (broken({"finish_reason": "boredom"}), "reply: finish_reason must be one of"),
         (broken({"sampling": {"temperature": -1}}), "temperature must be"),
         (
             json.dumps({**RECORD.to_dict(), "verdict": {"p_unsafe": float("nan")}}).encode(),
@@ -205,7 +205,7 @@ def test_writing_goes_on_behind_a_cut_line(trace: Path) -> None:
 @pytest.mark.parametrize("option", ["--trace", "--audit"])
 def test_other_files_are_not_written_to(bundle: Path, picture: Path, option: str, tmp_path: Path) -> None:
     before = picture.read_bytes()
-    fails(run(bundle, option, picture), 1, "is neither trace nor audit log; choose another file")
+    fails(run(bundle, option, picture), 1, "is neither trace nor audit log; fix: choose another file")
     assert picture.read_bytes() == before
     fails(run(bundle, option, tmp_path), 1, "cannot be written: Is a directory")
     fails(run(bundle, option, tmp_path / "no" / "t.jsonl"), 1, "t.jsonl cannot be written: No such file")
@@ -221,8 +221,10 @@ def test_a_full_disk_is_an_error() -> None:
 
 def test_options_that_contradict(bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    fails(run(bundle, "--store-images", tmp_path), 2, "--store-images needs --trace or --audit")
-    fails(run(bundle, "--trace", path, "--audit", path), 2, "must be different files")
+    fails(run(bundle, "--store-images", tmp_path), 2, "--store-images needs a file whose lines")
+    fails(
+        run(bundle, "--trace", path, "--audit", path), 2, "--trace must be another file than that of --audit"
+    )
 
 
 def test_pictures_are_stored_on_request_only(bundle: Path, picture: Path, tmp_path: Path) -> None:

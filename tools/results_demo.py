@@ -60,7 +60,7 @@ def measure(bundle: Path, work: Path, split: str, arms: Sequence[Arm], count: in
     )
     began = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(step: str, done: int, total: int) -> None:
         if done % 200 == 0 or done == total:
             left = (time.monotonic() - began) / done * (total - done)
             print(f"{split}: {done} of {total} answers, {left:.0f} s left", file=sys.stderr)

@@ -6,15 +6,14 @@ A backend is imported only when it is asked for, so that a device needs just the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
+from safecode_trt.progress import Note
 from safecode_trt.runtime.session import Session
 
 __all__ = ["Note", "open_session"]
 
-Note = Callable[[str], None]
 _log = logging.getLogger(__name__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,8 @@ from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.contract import GraphSpec
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER
-from safecode_trt.runtime.backends import Note, open_session
+from safecode_trt.progress import Note
+from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.session import DecoderFeeds, Session
 
 __all__ = ["ORDER", "open_best", "try_step"]
@@ -43,7 +45,10 @@ def open_best(bundle: Bundle, config: RuntimeConfig, note: Note) -> Session:
             continue
         note("\n".join([f"backend: {backend}", *(f"  {reason}" for reason in reasons)]))
         return session
-    raise BackendError(f"no backend runs {bundle.path}: {'; '.join(reasons)}")
+    raise BackendError(
+        f"no backend runs {bundle.path}: {'; '.join(reasons)}",
+        fix=shlex.join(["safecode-trt", "doctor", str(bundle.path)]),
+    )
 
 
 def try_step(session: Session, bundle: Bundle) -> None:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Geometry, GraphSpec, activation_dtype, vision_dtype
 from safecode_trt.errors import BackendError
@@ -85,13 +86,13 @@ class OrtSession:
                 entries=entries,
                 shape_nodes=manifest.shape_nodes.get(VISION_ENCODER, ()),
             )
-            _check_graph(self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
+            _check_graph(bundle, self._vision, manifest.graphs[VISION_ENCODER], VISION_ENCODER)
         if decoder:
             keep = keep_graphs and on_cpu
             shapes = manifest.shape_nodes.get(DECODER, ())
             opened = partial(opened, shape_nodes=shapes)
             self._decoder = open_decoder(bundle, opened, keep=keep, check_hashes=check_hashes)
-            _check_graph(self._decoder, manifest.graphs[DECODER], DECODER)
+            _check_graph(bundle, self._decoder, manifest.graphs[DECODER], DECODER)
         self._stream = CudaStream() if self._device == "cuda" else None
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
@@ -225,17 +226,18 @@ def _check_decoder(bundle: Bundle, provider: OrtProvider) -> None:
     manifest = bundle.manifest
     if manifest.precision == "bf16" and provider.device == "cpu":
         raise BackendError(
-            f"{bundle.path} has a bf16 decoder, for which ONNX Runtime's CPU provider has no kernels; "
-            "run it on a GPU backend, or export it with another precision"
+            f"{bundle.path} has a bf16 decoder, for which ONNX Runtime's CPU provider has no kernels",
+            fix=f"choose a --backend with a GPU, or run {remedies.export(bundle.path, '--precision', 'fp32')}",
         )
     if manifest.attention == "decomposed" and not provider.scatters_in_place:
         raise BackendError(
-            f"{provider.backend} does not promise to write the cache of a decomposed decoder in place; run "
-            f"{bundle.path} on ort-cuda or trt, or export it with --attention portable"
+            f"{provider.backend} does not promise to write the cache of a decomposed decoder in place",
+            fix="choose --backend ort-cuda or trt, or run "
+            f"{remedies.export(bundle.path, '--attention', 'portable')}",
         )
 
 
-def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:
+def _check_graph(bundle: Bundle, session: Any, expected: GraphSpec, name: str) -> None:
     """Holds a graph's inputs and outputs against the manifest; free axes may have any name."""
     for kind, actual, specs in (
         ("input", session.get_inputs(), expected.inputs),
@@ -245,7 +247,10 @@ def _check_graph(session: Any, expected: GraphSpec, name: str) -> None:
         wanted = [(s.name, s.dtype, _fixed(s.shape)) for s in specs]
         for got, want in zip_longest(found, wanted):
             if got != want:
-                raise BackendError(f"{name}: {kind} {got} where the manifest promises {want}; export again")
+                raise BackendError(
+                    f"{name}: {kind} {got} where the manifest promises {want}",
+                    fix=remedies.export(bundle.path),
+                )
 
 
 def _fixed(shape: Iterable[int | str | None]) -> tuple[int | None, ...]:

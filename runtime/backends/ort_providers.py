@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from safecode_trt import remedies
 from safecode_trt.config import Backend
 from safecode_trt.errors import BackendError
 
@@ -92,13 +93,13 @@ def load_onnxruntime(provider: OrtProvider) -> Any:
     try:
         ort = importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise BackendError(f"onnxruntime is not installed; run: {install_command(provider)}") from error
+        raise BackendError("onnxruntime is not installed", fix=install_command(provider)) from error
     if provider.plugin:
         _register(ort, provider)
     elif provider.execution not in ort.get_available_providers():  # what is listed may still not load
         raise BackendError(
-            f"this ONNX Runtime {ort.__version__} comes without {provider.execution}; "
-            f"run: pip uninstall onnxruntime && {install_command(provider)}"
+            f"this ONNX Runtime {ort.__version__} comes without {provider.execution}",
+            fix=f"pip uninstall onnxruntime && {install_command(provider)}",
         )
     elif provider.device == "cuda" and hasattr(ort, "preload_dlls"):
         # CUDA's libraries from its Python packages, where the loader does not look. It prints what it misses.
@@ -109,7 +110,7 @@ def load_onnxruntime(provider: OrtProvider) -> Any:
 
 def install_command(provider: OrtProvider) -> str:
     """What installs a provider."""
-    return f"pip install 'safecode-trt[{provider.extra}]'"
+    return remedies.install(provider.extra)
 
 
 def open_graph(
@@ -162,7 +163,8 @@ def open_graph(
     if provider.execution not in session.get_providers():
         raise BackendError(
             f"{provider.execution} is installed and does not load: a GPU or one of its libraries (CUDA, cuDNN, "
-            "TensorRT) is missing; ONNX Runtime's lines above name it, and so does: safecode-trt doctor"
+            "TensorRT) is missing; ONNX Runtime's lines above name it",
+            fix="safecode-trt doctor",
         )
     if on_device and knows_placement:
         _check_placement(session, path, provider, shape_nodes, allow_cpu_fallback)
@@ -212,10 +214,10 @@ def _register(ort: Any, provider: OrtProvider) -> None:
     try:
         plugin = importlib.import_module(str(provider.plugin))
     except ImportError as error:
-        raise BackendError(f"{provider.plugin} is not installed; run: {install_command(provider)}") from error
+        raise BackendError(f"{provider.plugin} is not installed", fix=install_command(provider)) from error
     if not hasattr(ort, "register_execution_provider_library"):
         raise BackendError(
-            f"ONNX Runtime {ort.__version__} takes no plug-ins; run: pip install -U onnxruntime"
+            f"ONNX Runtime {ort.__version__} takes no plug-ins", fix="pip install -U onnxruntime"
         )
 
     def devices() -> list[Any]:
@@ -227,7 +229,9 @@ def _register(ort: Any, provider: OrtProvider) -> None:
     except Exception as error:  # see open_graph
         raise BackendError(f"{provider.plugin} does not load: {first_line(error)}") from error
     if not devices():
-        raise BackendError(f"{provider.plugin} finds no GPU that it supports; check with: nvidia-smi")
+        raise BackendError(
+            f"{provider.plugin} finds no GPU that it supports", fix="nvidia-smi shows what is there"
+        )
 
 
 def _check_placement(
@@ -235,15 +239,15 @@ def _check_placement(
 ) -> None:
     if not _nodes_on(session, provider.execution):
         raise BackendError(
-            f"{provider.execution} takes no node of {path}; run the bundle on another backend, see: "
-            "safecode-trt doctor"
+            f"{provider.execution} takes no node of {path}",
+            fix="choose another --backend; safecode-trt doctor shows which work here",
         )
     left = cpu_nodes(session, shape_nodes)
     if left and not allow_cpu_fallback:
         more = f" and {len(left) - NAMED_NODES} more" if len(left) > NAMED_NODES else ""
         raise BackendError(
-            f"{provider.execution} leaves nodes of {path} to the CPU: {', '.join(left[:NAMED_NODES])}{more}; "
-            "to run it nevertheless, pass --allow-cpu-fallback"
+            f"{provider.execution} leaves nodes of {path} to the CPU: {', '.join(left[:NAMED_NODES])}{more}",
+            fix="to run it nevertheless, pass --allow-cpu-fallback",
         )
 
 

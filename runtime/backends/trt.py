@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Geometry, activation_dtype
 from safecode_trt.errors import BackendError
@@ -62,7 +63,8 @@ class TrtSession:
         if entry.capacity != self._geometry.context_length:
             raise BackendError(
                 f"{entry.folder} is for {entry.capacity} positions, the bundle for "
-                f"{self._geometry.context_length}; build it again"
+                f"{self._geometry.context_length}",
+                fix=remedies.build(bundle.path, "--flavour", entry.flavour),
             )
         _require_aligned(self._geometry, self._dtype)
         decoder = manifest.graphs[DECODER]
@@ -148,6 +150,6 @@ def _require_aligned(geometry: Geometry, dtype: str) -> None:
     row = geometry.context_length * position
     if row % ALIGNMENT:
         raise BackendError(
-            f"a row of the cache has {row} bytes, and TensorRT wants multiples of {ALIGNMENT}; export with a "
-            f"--context-length that {ALIGNMENT // math.gcd(ALIGNMENT, position)} divides"
+            f"a row of the cache has {row} bytes, and TensorRT wants multiples of {ALIGNMENT}",
+            fix=f"export with a --context-length that {ALIGNMENT // math.gcd(ALIGNMENT, position)} divides",
         )

@@ -114,7 +114,7 @@ class TrtEngine:
 
     def _unfit(self, what: str) -> BackendError:
         command = f"safecode-trt build BUNDLE --flavour {self._library.flavour}"
-        return BackendError(f"{self._path} {what}; build it again: {command}")
+        return BackendError(f"{self._path} {what}", fix=command)
 
 
 class Execution:
@@ -206,8 +206,8 @@ def choose_profile(
     known = profile.axes[axis]
     counted, option = AXES.get(axis, (f"of {axis}", "--max-picture"))
     raise BackendError(
-        f"the engine takes {known.min} to {known.max} {counted}, got {sizes[axis]}; build it with another "
-        f"{option}: safecode-trt build --help"
+        f"the engine takes {known.min} to {known.max} {counted}, got {sizes[axis]}",
+        fix=f"build it again with another {option}",
     )
 
 

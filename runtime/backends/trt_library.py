@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import FLAVOURS, EngineEntry, Flavour
@@ -44,7 +45,8 @@ class TensorRTLibrary:
             trt = importlib.import_module(PACKAGES[flavour])
         except (ImportError, OSError) as error:
             raise BackendError(
-                f"{PACKAGES[flavour]} cannot be imported ({error}); run: pip install 'safecode-trt[{EXTRAS[flavour]}]'"
+                f"{PACKAGES[flavour]} cannot be imported ({error})",
+                fix=remedies.install(EXTRAS[flavour]),
             ) from error
         return cls(flavour, str(trt.__version__), trt)
 
@@ -69,7 +71,7 @@ def choose_library(bundle: Bundle, compute_capability: str) -> tuple[TensorRTLib
         BackendError: there are none; the message says what there is, what is needed, and what brings it.
     """
     built = tuple(dict.fromkeys(engine.flavour for engine in bundle.manifest.engines))
-    reasons = []
+    failures: list[BackendError] = []
     for flavour in built or FLAVOURS:
         try:
             library = TensorRTLibrary.load(flavour)
@@ -78,8 +80,10 @@ def choose_library(bundle: Bundle, compute_capability: str) -> tuple[TensorRTLib
             )
             return library, choose_engine(bundle, here)
         except BackendError as error:
-            reasons.append(str(error))
-    raise BackendError("; ".join(reasons))
+            failures.append(error)
+    reasons = "; ".join(failure.shown(failure.field, fix=False) for failure in failures)
+    fixes = [failure.fix for failure in failures if failure.fix]
+    raise BackendError(reasons, fix=", or ".join(fixes) or None)
 
 
 @functools.cache

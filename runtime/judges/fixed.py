@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safecode_trt.errors import ConfigError, SteeringError
+from safecode_trt.json_lines import read_values
 from safecode_trt.policy.base import Verdict
-from safecode_trt.records import loads
+from safecode_trt.records import from_dict
 from safecode_trt.runtime.judges.judge import Case, case_key
 
 __all__ = ["ConstantJudge", "FileJudge", "VerdictLine", "file_digest", "read_verdicts"]
@@ -37,9 +38,9 @@ class VerdictLine:
 
     def __post_init__(self) -> None:
         if not self.key.strip():
-            raise ConfigError("key must not be empty")
+            raise ConfigError("must not be empty", field="key")
         if not 0 <= self.p_unsafe <= 1:
-            raise ConfigError(f"p_unsafe must be between 0 and 1, got {self.p_unsafe!r}")
+            raise ConfigError(f"must be between 0 and 1, got {self.p_unsafe!r}", field="p_unsafe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +69,11 @@ def read_verdicts(path: Path) -> dict[str, float]:
     Raises:
         ConfigError: the file cannot be read, a line is malformed, or a key is there twice; the message names the line.
     """
-    lines = _bytes_of(path).splitlines()
     verdicts: dict[str, float] = {}
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            line = loads(VerdictLine, text, where)
-        except ConfigError as error:
-            raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
+    for where, value in read_values(path, ConfigError):
+        line = from_dict(VerdictLine, value, where)
         if line.key in verdicts:
-            raise ConfigError(f"{where}: the key {line.key!r} is there already; each may be there once")
+            raise ConfigError(f"has {line.key!r} again; each key may be there once", field="key", where=where)
         verdicts[line.key] = line.p_unsafe
     return verdicts
 
@@ -90,11 +84,7 @@ def file_digest(path: Path) -> str:
     Raises:
         ConfigError: the file cannot be read.
     """
-    return hashlib.sha256(_bytes_of(path)).hexdigest()
-
-
-def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError(f"the file of verdicts {path} cannot be read: {error.strerror or error}") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error

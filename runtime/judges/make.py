@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 from safecode_trt.config import DEFAULT_THRESHOLD
-from safecode_trt.endpoint import KEY_VARIABLE, Endpoint, EndpointConfig
+from safecode_trt.endpoint import Endpoint, EndpointConfig, EndpointSettings
 from safecode_trt.errors import ConfigError
 from safecode_trt.runtime.judges.ensemble import EnsembleJudge, Rule
 from safecode_trt.runtime.judges.fixed import ConstantJudge, FileJudge, file_digest, read_verdicts
@@ -32,33 +32,30 @@ FORMS = (
 class JudgeConfig:
     """Who judges: one or more of FORMS; several are one ensemble with a `rule`.
 
-    `threshold` is from which P(unsafe) on a verdict is unsafe, None for 0.5; `self` has that of its calibration. The
-    rest is for endpoints, as in `EndpointConfig`.
+    `threshold` is from which P(unsafe) on a verdict is unsafe, None for 0.5; `self` has that of its calibration.
+    `endpoint` is how endpoints are asked.
     """
 
     judges: tuple[str, ...] = ("self",)
     rule: Rule = "max"
     threshold: float | None = None
-    key_variable: str = KEY_VARIABLE
-    timeout: float = 30.0
-    retries: int = 4
-    backoff: float = 0.5
-    cache: str | None = None
-    top_logprobs: int = 10
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
 
     def __post_init__(self) -> None:
         if not self.judges:
-            raise ConfigError(f"expected at least one judge: {', '.join(FORMS)}")
+            raise ConfigError(f"must name at least one judge: {', '.join(FORMS)}", field="judges")
         if len(set(self.judges)) != len(self.judges):
-            raise ConfigError(f"each judge may be named once, got {', '.join(self.judges)}")
+            raise ConfigError(f"must name each judge once, got {', '.join(self.judges)}", field="judges")
         if self.rule not in get_args(Rule):
-            raise ConfigError(f"rule must be one of {', '.join(get_args(Rule))}, got {self.rule!r}")
+            raise ConfigError(f"must be one of {', '.join(get_args(Rule))}, got {self.rule!r}", field="rule")
         if self.threshold is not None:
             if not 0 <= self.threshold <= 1:
-                raise ConfigError(f"threshold must be between 0 and 1, got {self.threshold!r}")
+                raise ConfigError(f"must be between 0 and 1, got {self.threshold!r}", field="threshold")
             if self.judges == ("self",):
                 raise ConfigError(
-                    "the threshold of the judge self is the bundle's; `calibrate` sets it, or use --set threshold=P"
+                    "has no effect on the judge self, whose threshold is the bundle's",
+                    field="threshold",
+                    fix="pass --set threshold=P, or calibrate the bundle",
                 )
 
 
@@ -86,7 +83,7 @@ def verdict_parts(config: JudgeConfig) -> list[str | float | None]:
     for name in config.judges:
         kind, _, path = name.partition(":")
         names.append(f"file:{file_digest(Path(path))}" if kind == "file" else name)
-    return [*names, config.rule, config.threshold, config.top_logprobs]
+    return [*names, config.rule, config.threshold, config.endpoint.top_logprobs]
 
 
 def _threshold(config: JudgeConfig) -> float:
@@ -105,21 +102,9 @@ def _make_one(name: str, config: JudgeConfig) -> Judge:
     if kind == "file" and rest:
         return FileJudge(verdicts=read_verdicts(Path(rest)), threshold=threshold)
     if kind in ("endpoint", "endpoint-caption") and rest:
-        url, mark, model = rest.rpartition("#")
-        if not mark:
-            raise ConfigError(f"expected {kind}:URL#MODEL with the model's name behind a #")
-        endpoint = EndpointConfig(
-            url=url,
-            model=model,
-            key_variable=config.key_variable,
-            timeout=config.timeout,
-            retries=config.retries,
-            backoff=config.backoff,
-            cache=config.cache,
-            top_logprobs=config.top_logprobs,
-        )
+        endpoint = EndpointConfig.parse(rest, config.endpoint, field="judges")
         return EndpointJudge(Endpoint(endpoint), threshold, captioned=kind == "endpoint-caption")
-    raise ConfigError(f"there is no judge {kind!r}; expected {', '.join(FORMS)}")
+    raise ConfigError(f"must be one of {', '.join(FORMS)}, got the judge {kind!r}", field="judges")
 
 
 def _probability(text: str) -> float:
@@ -128,5 +113,7 @@ def _probability(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise ConfigError(f"constant:P needs a probability between 0 and 1, got {text!r}")
+        raise ConfigError(
+            f"must be constant:P with a probability between 0 and 1, got {text!r}", field="judges"
+        )
     return value

@@ -6,7 +6,7 @@ Everything is measured in interleaved rounds (`timing.py`); what is run is in `w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,15 +18,14 @@ from safecode_trt.bench.workload import MAX_ROWS, Workload
 from safecode_trt.config import Backend, RuntimeConfig
 from safecode_trt.errors import ConfigError
 from safecode_trt.machine import this_machine
+from safecode_trt.progress import Note, Progress, no_progress
 from safecode_trt.runtime import Engine
-from safecode_trt.runtime.backends import Note
 
 __all__ = ["REQUEST", "TOKENS", "bench_bundle"]
 
 REQUEST = "can i pour water on it?"
 TOKENS = (16, 64, 128)
 OPENINGS = 3
-Progress = Callable[[str, int, int], None]
 
 
 def bench_bundle(
@@ -36,7 +35,7 @@ def bench_bundle(
     repeats: int = 9,
     tokens: Sequence[int] = TOKENS,
     request: str = REQUEST,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = no_progress,
     note: Note | None = None,
 ) -> BenchResult:
     """Measures a bundle; `tokens` are the lengths of the replies. Every case runs once more, to warm up.
@@ -48,10 +47,10 @@ def bench_bundle(
         BundleError: the folder is no sound bundle.
         BackendError: the backend is not installed, or failed.
     """
-    if repeats < 1 or not tokens or min(tokens) < 1:
-        raise ConfigError(
-            f"expected 1 or more repeats and replies of 1 or more tokens, got {repeats}, {tokens}"
-        )
+    if repeats < 1:
+        raise ConfigError(f"must be at least 1, got {repeats}", field="repeats")
+    if not tokens or min(tokens) < 1:
+        raise ConfigError(f"must be one or more lengths of at least 1, got {tokens}", field="tokens")
     runtime = _settled(path, runtime or RuntimeConfig(), note)
     opened = _time_opening(Path(path), runtime, min(repeats, OPENINGS), progress)
     with Engine.open(path, config=runtime) as engine:
@@ -59,12 +58,12 @@ def bench_bundle(
         room = engine.capacity - work.longest_prompt()
         if max(tokens) > room:
             raise ConfigError(
-                f"a reply of {max(tokens)} tokens does not fit: the bundle holds {engine.capacity} positions, "
-                f"{room} after the prompt; ask for fewer --tokens, or export with a larger --context-length"
+                f"must be at most {room}: the bundle holds {engine.capacity} positions with the prompt; "
+                f"got {max(tokens)}",
+                field="tokens",
+                fix="pass fewer, or export with a larger --context-length",
             )
-        rounds = interleaved(
-            _cases(work, tokens), repeats, report=lambda done, total: progress("measuring", done, total)
-        )
+        rounds = interleaved(_cases(work, tokens), repeats, step="measuring", progress=progress)
         return _result(engine, work, runtime, repeats, tuple(tokens), rounds, opened)
 
 
@@ -80,9 +79,7 @@ def _time_opening(path: Path, runtime: RuntimeConfig, repeats: int, progress: Pr
     def run() -> None:
         Engine.open(path, config=runtime).close()
 
-    rounds = interleaved(
-        {"open": Case(run)}, repeats, report=lambda done, total: progress("opening", done, total)
-    )
+    rounds = interleaved({"open": Case(run)}, repeats, step="opening", progress=progress)
     return rounds.spread("open")
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
+from safecode_trt.progress import Progress, no_progress
+
 __all__ = ["Case", "Rounds", "Spread", "interleaved", "lasting"]
 
 Parts = Mapping[str, float]
@@ -78,11 +80,12 @@ def interleaved(
     *,
     warmups: int = 1,
     clock: Callable[[], float] = perf_counter,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    step: str = "measuring",
+    progress: Progress = no_progress,
 ) -> Rounds:
     """Runs every case once per round; every other round goes backwards. Warm-up rounds are not counted.
 
-    `report` is called with the rounds done and the rounds in all.
+    `progress` is told of the rounds as `step`.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     total = warmups + repeats
@@ -95,5 +98,5 @@ def interleaved(
                 seconds[name].append(elapsed)
                 for part, value in (parts or {}).items():
                     seconds.setdefault(f"{name}/{part}", []).append(value)
-        report(index + 1, total)
+        progress(step, index + 1, total)
     return Rounds({name: tuple(values) for name, values in seconds.items()})

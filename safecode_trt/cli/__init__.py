@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -17,7 +17,7 @@ import click
 from safecode_trt import __version__, interrupt
 from safecode_trt.errors import ConfigError, SafeCodeError
 
-__all__ = ["VERBS", "main", "program"]
+__all__ = ["VERBS", "main", "one_line", "program"]
 
 VERBS = (
     "demo",
@@ -72,17 +72,14 @@ class Program(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            usage = isinstance(error, ConfigError)
-            text = self._by_option(ctx, _one_line(error)) if usage else _one_line(error)
-            click.echo(f"error: {text}", err=True)
-            ctx.exit(USAGE if usage else FAILED)
+            click.echo(f"error: {one_line(error, self._options(ctx))}", err=True)
+            ctx.exit(USAGE if isinstance(error, ConfigError) else FAILED)
 
-    def _by_option(self, ctx: click.Context, message: str) -> str:
-        """What is wrong with a setting, by the option of the verb that sets it."""
-        field, space, rest = message.partition(" ")
+    def _options(self, ctx: click.Context) -> Mapping[str, str]:
+        """The options and arguments of the verb that runs, by the names of the settings that they set."""
         command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        options = {} if command is None else {option.name: option.opts[0] for option in command.params}
-        return f"{options.get(field, field)}{space}{rest}"
+        parameters = [] if command is None else command.params
+        return {str(each.name): _spelled(each) for each in parameters}
 
     def main(
         self,
@@ -119,9 +116,16 @@ def _usage(error: click.UsageError) -> str:
     return message
 
 
-def _one_line(error: Exception) -> str:
+def _spelled(parameter: click.Parameter) -> str:
+    """A parameter as it is typed."""
+    return parameter.opts[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()
+
+
+def one_line(error: Exception, options: Mapping[str, str]) -> str:
+    """A failure as the user reads it; `options` are the options by the names of the settings that they set."""
     if isinstance(error, SafeCodeError):
-        return " ".join(str(error).split())
+        named = error.field if error.field is None or error.where else options.get(error.field, error.field)
+        return " ".join(error.shown(named).split())
     if isinstance(error, ModuleNotFoundError) and (
         extra := MISSING_EXTRAS.get(str(error.name).split(".")[0])
     ):

@@ -71,5 +71,7 @@ def command(
         try:
             plot_bench(result, plot)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"the plot {plot} cannot be written: {error}; choose another --plot") from error
+            raise ConfigError(
+                f"{plot} cannot be written: {error}; choose another file", field="plot"
+            ) from error
         console.note(f"drawn into {plot}")

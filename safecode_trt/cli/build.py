@@ -24,6 +24,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--sm",
+    "compute_capabilities",
     metavar="86,89,120",
     help="Compute capabilities to build for: by default these, or this machine's GPU.",
 )
@@ -47,7 +48,7 @@ __all__ = ["command"]
     help="The most memory that kernels may take: by default all that the GPU has.",
 )
 @click.option("--timing-cache", type=PATH, help="File of measurements, read and written; tensorrt only.")
-def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> None:
+def command(bundle: Path, compute_capabilities: str | None, max_picture: str, **options: Any) -> None:
     """Make TensorRT engines of BUNDLE's graphs and enter them in its manifest.
 
     The bundle changes only when every engine is whole. A decoder in a form that this TensorRT does not take is
@@ -61,7 +62,7 @@ def command(bundle: Path, sm: str | None, max_picture: str, **options: Any) -> N
     from safecode_trt.export.engine_config import EngineConfig, parse_picture, parse_sm
 
     config = EngineConfig(
-        compute_capabilities=parse_sm(sm), max_picture=parse_picture(max_picture), **options
+        compute_capabilities=parse_sm(compute_capabilities), max_picture=parse_picture(max_picture), **options
     )
     with console.progress() as progress:
         engine = build_engines(bundle, config, progress=progress, note=console.note)

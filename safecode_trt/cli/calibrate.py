@@ -90,7 +90,7 @@ def _draw(outcome: Outcome, plot: Path) -> None:
     try:
         plot_reliability(list(outcome.curves().items()), plot)
     except OSError as error:
-        raise ConfigError(f"the plot {plot} cannot be written: {error}; choose another --plot") from error
+        raise ConfigError(f"{plot} cannot be written: {error}; choose another file", field="plot") from error
     console.note(f"drawn into {plot}")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safecode_trt.cli import console
+from safecode_trt.cli import console, one_line
 from safecode_trt.cli.options import PATH
 from safecode_trt.cli.reply_session import ReplyOptions, ReplySession, reply_options, summary
 from safecode_trt.config import MODES
@@ -56,7 +56,7 @@ class Conversation:
             ConfigError: there is no such mode, or it does not go with the judge.
         """
         if mode not in MODES:
-            raise ConfigError(f"no mode {mode!r}; expected one of {', '.join(MODES)}")
+            raise ConfigError(f"must be one of {', '.join(MODES)}, got {mode!r}", field="mode")
         replaced = self.session.choice.stages is not None
         self.session.choose(replace(self.session.choice, mode=mode, stages=None))
         console.note(f"mode {mode}, without the stages of --policy" if replaced else f"mode {mode}")
@@ -97,7 +97,7 @@ def command(bundle: Path, images: tuple[Path, ...], options: ReplyOptions) -> No
             try:
                 _obey(talk, line) if line.startswith("/") else _answer(talk, line)
             except SafeCodeError as error:
-                click.echo(f"error: {console.printable(str(error))}", err=True)
+                click.echo(f"error: {console.printable(one_line(error, {}))}", err=True)
 
 
 def _read_line() -> str | None:

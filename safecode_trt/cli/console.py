@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from safecode_trt.progress import Progress, no_progress
+
 if TYPE_CHECKING:  # rich takes a tenth of a second; verbs that print no table do without it
     from rich.console import Console
 
-__all__ = ["Report", "emit_json", "note", "printable", "progress", "size", "stderr", "stdout"]
+__all__ = ["emit_json", "note", "printable", "progress", "size", "stderr", "stdout"]
 
-Report = Callable[[str, int, int], None]
 PIPE_WIDTH = 120
 CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -67,17 +68,17 @@ def size(count: int) -> str:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress() -> Iterator[Progress]:
     """A progress bar on stderr; silent with --quiet or when stderr is no terminal."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # libraries underneath would draw their own bars into ours
     quiet: Any = click.get_current_context().find_root().obj
     if quiet or not sys.stderr.isatty():
-        yield lambda step, done, total: None
+        yield no_progress
         return
+    import rich.progress
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -91,7 +92,7 @@ def progress() -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=stderr(), transient=True) as bars:
+    with rich.progress.Progress(*columns, console=stderr(), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def report(step: str, done: int, total: int) -> None:

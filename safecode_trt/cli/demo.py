@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from safecode_trt import __version__
+from safecode_trt import __version__, atomic
 from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH, as_json, engine_options
 from safecode_trt.config import RuntimeConfig, SamplingParams
@@ -49,14 +49,14 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
     from safecode_trt.runtime import Engine
 
     if not bundle.is_dir():
-        raise BundleError(f"{bundle} is not a folder; `make demo` in the checkout makes build/demo-bundle")
+        raise BundleError(f"{bundle} is not a folder; expected the demo bundle", fix="make demo")
     with Engine.open(bundle, config=runtime, note=console.note) as engine:
-        with console.progress() as report_progress:
+        with console.progress() as progress:
             answered = answer_scenes(
                 engine,
                 SCENES,
                 sampling=SAMPLING,
-                progress=lambda done, total: report_progress("asking", done, total),
+                progress=progress,
             )
         tokenizer = engine.prompts.tokenizer
         page = demo_report(
@@ -67,10 +67,10 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
         )
     try:
         report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(page, encoding="utf-8")
+        atomic.write_text(report, page)
     except OSError as error:
         raise ConfigError(
-            f"the report {report} cannot be written: {error.strerror}; choose another --report"
+            f"{report} cannot be written: {error.strerror or error}; choose another file", field="report"
         ) from error
     if as_json:
         console.emit_json([item.to_dict() for item in answered])

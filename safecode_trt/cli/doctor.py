@@ -34,7 +34,7 @@ BUNDLE, INDENT = "bundle", 8
 @click.argument("bundle", type=PATH, required=False)
 @no_kept_graphs
 @as_json
-def command(bundle: Path | None, no_kept_graphs: bool, as_json: bool) -> None:
+def command(bundle: Path | None, keep_graphs: bool, as_json: bool) -> None:
     """Execute a small decoder on every backend, and BUNDLE on those that work.
 
     Backends that are not installed, or need a GPU that is not there, are absent, and no failure.
@@ -48,7 +48,7 @@ def command(bundle: Path | None, no_kept_graphs: bool, as_json: bool) -> None:
     gpu, trouble = _gpu()
     findings = list(find(gpu))
     if bundle:
-        findings.append(_bundle(bundle, findings, gpu, not no_kept_graphs))
+        findings.append(_bundle(bundle, findings, gpu, keep_graphs))
     ready = _ready(findings)
     machine = {
         "python": platform.python_version(),
@@ -87,7 +87,7 @@ def _lines(finding: Finding) -> list[str]:
     lines = [f"{finding.state:6}  {finding.backend:18}  {head}".rstrip()]
     wrap = {"width": width, "initial_indent": " " * INDENT, "subsequent_indent": " " * INDENT}
     lines += textwrap.wrap(detail, break_long_words=False, break_on_hyphens=False, **wrap)  # type: ignore[arg-type]
-    return lines + ([f"{' ' * INDENT}run: {finding.fix}"] if finding.fix else [])
+    return lines + ([f"{' ' * INDENT}fix: {finding.fix}"] if finding.fix else [])
 
 
 def _gpu() -> tuple[CudaDevice | None, str | None]:
@@ -124,7 +124,9 @@ def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None, kee
     try:
         engines = Bundle.open(path).manifest.engines
     except SafeCodeError as error:
-        return Finding(backend=BUNDLE, state="fail", detail=str(error))
+        return Finding(
+            backend=BUNDLE, state="fail", detail=error.shown(error.field, fix=False), fix=error.fix
+        )
     working = {finding.backend.split(" ")[0] for finding in findings if finding.state in ("ok", "warn")}
     if gpu and engines:
         working.add("trt")  # its engines are asked themselves, whatever became of the probe's

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.eval_options import answer_options, judging_options, names, worker_options
+from safecode_trt.cli.eval_options import (
+    answer_options,
+    judging_options,
+    names,
+    note_idle_options,
+    worker_options,
+)
 from safecode_trt.cli.judge_options import judge_options
 from safecode_trt.cli.options import PATH, as_json, engine_options, sampling_options
 from safecode_trt.config import MODES, Mode, RuntimeConfig, SamplingParams
@@ -112,9 +118,9 @@ def command(
     from safecode_trt.eval.results import Shard
     from safecode_trt.eval.runner import RunnerConfig
 
+    one = Shard.parse(shard) if shard else None
     words = load_templates(templates) if templates else {**TEMPLATES, **RUBRICS}
     found = read_benchmark(benchmark, data, splits=split, templates=words, allow_missing=allow_missing)
-    one = Shard.parse(shard) if shard else None
     part = Part(
         found=found,
         items=choose_items(found.items, limit=limit, shard=one),
@@ -137,6 +143,7 @@ def command(
         system=system,
         templates=templates_name(words),
     )
+    note_idle_options(config, defaults, judging)
     if merge:
         gather(merge, output)
     try:
@@ -146,7 +153,7 @@ def command(
                 part.items,
                 output,
                 workers=workers,
-                progress=lambda done, total: progress("answering", done, total),
+                progress=progress,
                 started=_say_start,
             )
             if answers.cut is not None:

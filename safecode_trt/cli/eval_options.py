@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from safecode_trt.cli.options import PATH
+from safecode_trt.cli.judge_options import ALL, ENDPOINT, idle_judge_options
+from safecode_trt.cli.options import PATH, add, gather, note_idle
 from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from safecode_trt.endpoint import EndpointConfig
+    from safecode_trt.eval.evaluate import Workers
+    from safecode_trt.eval.pipeline import Judging
+    from safecode_trt.eval.runner import RunnerConfig
+    from safecode_trt.manifest import SafeCodeDefaults
     from safecode_trt.runtime.judges import JudgeConfig
 
-__all__ = ["answer_options", "judging_options", "names", "worker_options"]
+__all__ = ["answer_options", "judging_options", "names", "note_idle_options", "worker_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
@@ -69,19 +73,31 @@ ANSWERS: tuple[Option, ...] = (
 JUDGING: tuple[Option, ...] = (
     click.option(
         "--answer-judge",
+        "kind",
         type=click.Choice(JUDGES),
         default="matcher",
         show_default=True,
         help="Who says what an answer does.",
     ),
     click.option(
-        "--answer-refusals", type=PATH, metavar="FILE", help="Another list for the matcher, as JSON."
+        "--answer-refusals",
+        "refusals",
+        type=PATH,
+        metavar="FILE",
+        help="Another list for the matcher, as JSON.",
     ),
     click.option(
-        "--answer-endpoint", metavar="URL#MODEL", help="rubric-endpoint: an OpenAI-compatible address."
+        "--answer-endpoint",
+        "endpoint",
+        metavar="URL#MODEL",
+        help="rubric-endpoint: an OpenAI-compatible address.",
     ),
     click.option(
-        "--answer-bundle", type=PATH, metavar="BUNDLE", help="rubric-bundle: the model that judges."
+        "--answer-bundle",
+        "judge_bundle",
+        type=PATH,
+        metavar="BUNDLE",
+        help="rubric-bundle: the model that judges.",
     ),
     click.option(
         "--labels",
@@ -113,48 +129,69 @@ WORKERS: tuple[Option, ...] = (
 
 def answer_options(command: F) -> F:
     """Adds which items are asked, and with which words."""
-    return _apply(ANSWERS, command)
+    return add(ANSWERS, command)
 
 
-def judging_options(command: F) -> F:
-    """Adds the judge of answers; the command receives `judging`, a Judging. Goes below `judge_options`."""
+def _judging(
+    kind: Any,
+    refusals: Path | None,
+    endpoint: str | None,
+    judge_bundle: Path | None,
+    labels: Path | None,
+    judge: JudgeConfig,
+) -> Judging:
+    from safecode_trt.endpoint import EndpointConfig
+    from safecode_trt.eval.pipeline import Judging
+    from safecode_trt.eval.refusal import REFUSALS, load_refusals
 
-    @functools.wraps(command)
-    def wrapper(
-        *,
-        answer_judge: Any,
-        answer_refusals: Path | None,
-        answer_endpoint: str | None,
-        answer_bundle: Path | None,
-        labels: Path | None,
-        judge: JudgeConfig,
-        **options: Any,
-    ) -> Any:
-        from safecode_trt.eval.pipeline import Judging
-        from safecode_trt.eval.refusal import REFUSALS, load_refusals
-
-        judging = Judging(
-            kind=answer_judge,
-            refusals=load_refusals(answer_refusals) if answer_refusals else REFUSALS,
-            endpoint=None if answer_endpoint is None else _endpoint(answer_endpoint, judge),
-            bundle=answer_bundle,
-            labels=labels,
-        )
-        return command(judging=judging, judge=judge, **options)
-
-    return _apply(JUDGING, cast(F, wrapper))
+    # The key, patience and cache are those of the judge of requests.
+    asked = replace(judge.endpoint, top_logprobs=0)
+    return Judging(
+        kind=kind,
+        refusals=load_refusals(refusals) if refusals else REFUSALS,
+        endpoint=None if endpoint is None else EndpointConfig.parse(endpoint, asked, field="endpoint"),
+        judge_bundle=judge_bundle,
+        labels=labels,
+    )
 
 
-def worker_options(command: F) -> F:
-    """Adds who answers; the command receives `workers`, a Workers."""
+def _workers(engine: Any, workers: int, address: str | None) -> Workers:
+    from safecode_trt.eval.evaluate import Workers
 
-    @functools.wraps(command)
-    def wrapper(*, engine: Any, workers: int, address: str | None, **options: Any) -> Any:
-        from safecode_trt.eval.evaluate import Workers
+    return Workers(engine=engine, workers=workers, address=address)
 
-        return command(workers=Workers(engine=engine, count=workers, address=address), **options)
 
-    return _apply(WORKERS, cast(F, wrapper))
+judging_options = gather("judging", _judging, JUDGING, shared=["judge"])
+"""Adds the judge of answers; the command receives `judging`, a Judging. Goes below `judge_options`."""
+worker_options = gather("workers", _workers, WORKERS)
+"""Adds who answers; the command receives `workers`, a Workers."""
+
+
+def note_idle_options(config: RunnerConfig, defaults: SafeCodeDefaults, judging: Judging) -> None:
+    """Notes what was given and changes nothing in any of the modes that are compared."""
+    from safecode_trt.policy import mode_settings
+    from safecode_trt.policy.settings_read import settings_read
+
+    judge, arms = config.judge, config.arms
+    judged = any(arm.policy(defaults).plan.judged for arm in arms)
+    idle = set(idle_judge_options(judge) if judged else (*ALL, *ENDPOINT))
+    if judging.kind == "rubric-endpoint":
+        idle -= set(ENDPOINT)
+    why = f"with --judge {', '.join(judge.judges)}" if judged else "where no mode acts on a verdict"
+    note_idle(why, idle)
+    unread = (
+        settings_read(
+            arm.mode,
+            defaults,
+            settings=arm.settings or mode_settings(arm.mode, defaults),
+            sampling=config.sampling,
+        ).idle_sampling
+        for arm in arms
+    )
+    # The bootstrap of the report is drawn by the seed, too.
+    note_idle("in these modes", frozenset.intersection(*unread) - {"seed"})
+    if judging.kind == "human-csv":
+        note_idle("with --answer-judge human-csv", ["refusals"])
 
 
 def names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
@@ -165,33 +202,8 @@ def names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str
         for name in given:
             if name not in known:
                 raise ConfigError(
-                    f"{option.name} must be out of {', '.join(known)}, between commas; got {name!r}"
+                    f"must be out of {', '.join(known)}, between commas; got {name!r}", field=option.name
                 )
         return given
 
     return split
-
-
-def _endpoint(text: str, judge: JudgeConfig) -> EndpointConfig:
-    """The address that judges answers; its key, patience and cache are those of the judge of requests."""
-    from safecode_trt.endpoint import EndpointConfig
-
-    url, mark, model = text.rpartition("#")
-    if not mark:
-        raise ConfigError("expected --answer-endpoint URL#MODEL with the model's name behind a #")
-    return EndpointConfig(
-        url=url,
-        model=model,
-        key_variable=judge.key_variable,
-        timeout=judge.timeout,
-        retries=judge.retries,
-        backoff=judge.backoff,
-        cache=judge.cache,
-        top_logprobs=0,
-    )
-
-
-def _apply(options: Sequence[Option], command: F) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command

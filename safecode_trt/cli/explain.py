@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.options import DRAWING, PATH, as_json
+from safecode_trt.cli.options import DRAWING, PATH, as_json, note_idle
 from safecode_trt.cli.reply_session import summary
 from safecode_trt.errors import ConfigError, TraceError
 
@@ -27,13 +27,13 @@ TOKEN = 20
 
 @click.command("explain", short_help="Show why a reply became what it is.")
 @click.argument("trace", type=PATH)
-@click.option("--reply", "wanted", type=click.IntRange(min=1), help="Which one; the last by default.")
+@click.option("--reply", type=click.IntRange(min=1), help="Which one; the last by default.")
 @click.option(
     "--steps", type=click.IntRange(min=1), default=6, show_default=True, help="At most so many steps."
 )
 @click.option("--output", type=DRAWING, metavar="FILE", help="Draw it, too (.png, .svg or .pdf).")
 @as_json
-def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as_json: bool) -> None:
+def command(trace: Path, reply: int | None, steps: int, output: Path | None, as_json: bool) -> None:
     """Show a reply of TRACE, which `run --trace` or `chat --trace` has written.
 
     For the leading tokens of every steered step: their logits on the picture and on the reference, after the
@@ -50,12 +50,16 @@ def command(trace: Path, wanted: int | None, steps: int, output: Path | None, as
 
     if output:
         from safecode_trt.trace.reply_plot import plot_reply  # before anything is shown, it may be missing
-    record, number, count = _find(trace, wanted)
+    record, number, count = _find(trace, reply)
+    if as_json and not output:
+        note_idle("with --json and no --output", ["steps"])
     if output:
         try:
             plot_reply(record, output, steps=steps)
         except OSError as error:
-            raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
+            raise ConfigError(
+                f"{output} cannot be written: {error.strerror or error}; choose another file", field="output"
+            ) from error
         console.note(f"picture: {output}")
     if as_json:
         console.emit_json({"reply": number, "reading": reading(record), **record.to_dict()})
@@ -84,7 +88,7 @@ def _find(trace: Path, wanted: int | None) -> tuple[ReplyRecord, int, int]:
     if len(bad) > 3:
         console.note(f"{trace}: {len(bad) - 3} more lines left out")
     if found is None:
-        raise ConfigError(f"--reply must be at most {count}, the replies of {trace}, got {wanted}")
+        raise ConfigError(f"must be at most {count}, the replies of {trace}, got {wanted}", field="reply")
     return found, wanted or count, count
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from safecode_trt.cli.options import apply
+from safecode_trt.cli.options import gather
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.judges import JudgeConfig
 
-__all__ = ["judge_options", "without_effect"]
-
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["ALL", "ENDPOINT", "idle_judge_options", "judge_options"]
 
 JUDGE = (
     click.option(
@@ -66,42 +62,30 @@ JUDGE = (
 )
 
 
-ENDPOINT_OPTIONS = {"timeout": "--judge-timeout", "key_variable": "--judge-key", "cache": "--judge-cache"}
+ENDPOINT = ("timeout", "key_variable", "cache")
+ALL = ("judges", "rule", "threshold")
 
 
-def without_effect(judge: JudgeConfig) -> list[str]:
-    """The options that change nothing about the judges that were named."""
-    idle = {} if len(judge.judges) > 1 else {"rule": "--judge-rule"}
-    if not any(name.startswith("endpoint") for name in judge.judges):
-        idle |= ENDPOINT_OPTIONS
-    usual = type(judge)()
-    return [option for name, option in idle.items() if getattr(judge, name) != getattr(usual, name)]
+def idle_judge_options(judge: JudgeConfig) -> list[str]:
+    """The parameters that change nothing about the judges that were named."""
+    idle = [] if len(judge.judges) > 1 else ["rule"]
+    return idle + ([] if any(name.startswith("endpoint") for name in judge.judges) else [*ENDPOINT])
 
 
-def judge_options(command: F) -> F:
-    """Adds --judge and what belongs to it; the command receives `judge`, a JudgeConfig that has been checked."""
+def _judge(
+    judges: tuple[str, ...],
+    rule: Any,
+    threshold: float | None,
+    timeout: float,
+    key_variable: str,
+    cache: str | None,
+) -> JudgeConfig:
+    from safecode_trt.endpoint import EndpointSettings
+    from safecode_trt.runtime.judges import JudgeConfig
 
-    @functools.wraps(command)
-    def wrapper(
-        *,
-        judges: tuple[str, ...],
-        rule: Any,
-        threshold: float | None,
-        timeout: float,
-        key_variable: str,
-        cache: str | None,
-        **options: Any,
-    ) -> Any:
-        from safecode_trt.runtime.judges import JudgeConfig
+    endpoint = EndpointSettings(timeout=timeout, key_variable=key_variable, cache=cache)
+    return JudgeConfig(judges=judges, rule=rule, threshold=threshold, endpoint=endpoint)
 
-        judge = JudgeConfig(
-            judges=judges,
-            rule=rule,
-            threshold=threshold,
-            timeout=timeout,
-            key_variable=key_variable,
-            cache=cache,
-        )
-        return command(judge=judge, **options)
 
-    return apply(JUDGE, cast(F, wrapper))
+judge_options = gather("judge", _judge, JUDGE)
+"""Adds --judge and what belongs to it; the command receives `judge`, a JudgeConfig that has been checked."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
 from safecode_trt.cli import console
-from safecode_trt.config import BACKENDS, RuntimeConfig, SamplingParams
+from safecode_trt.config import BACKENDS, Backend, RuntimeConfig, SamplingParams
 from safecode_trt.errors import PromptError
 
 __all__ = [
@@ -19,12 +21,15 @@ __all__ = [
     "MADE_UP",
     "MODEL",
     "PATH",
-    "apply",
+    "add",
     "as_json",
     "engine_options",
+    "gather",
     "no_kept_graphs",
+    "note_idle",
     "read_prompt",
     "sampling_options",
+    "typed",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,9 +65,14 @@ MODEL = _AnyPath(path_type=str)  # a folder, or a name on the hub, which no Path
 DEFAULT = SamplingParams()
 no_kept_graphs = click.option(
     "--no-kept-graphs",
+    "keep_graphs",
     is_flag=True,
+    flag_value=False,
+    default=True,
     help="Neither take nor keep optimised graphs in the cache folder.",
 )
+ON_CPU_IN_PART = ("ort-cuda", "ort-tensorrt", "ort-trt-rtx")
+"""Backends that may leave parts of a model to the CPU."""
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead.")
 
 SAMPLING = (
@@ -127,43 +137,67 @@ ENGINE = (
 )
 
 
-def apply(options: tuple[Decorator[Any], ...], function: F) -> F:
+def gather(
+    name: str, make: Callable[..., Any], options: Sequence[Decorator[Any]], *, shared: Sequence[str] = ()
+) -> Callable[[F], F]:
+    """Adds options to a command, which receives as `name` what `make` makes of them.
+
+    `make` gets those values that it has parameters for; of these, the command gets only the `shared` ones too. A
+    parameter has the name of the field that it sets, so that an error about the field names the option.
+    """
+    wanted = inspect.signature(make).parameters
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> Any:
+            values = {key: given[key] for key in wanted if key in given}
+            rest = {key: value for key, value in given.items() if key not in values or key in shared}
+            return command(**rest, **{name: make(**values)})
+
+        return add(options, cast(F, wrapper))
+
+    return decorate
+
+
+def add(options: Sequence[Decorator[Any]], command: F) -> F:
     """Adds options to a command, in the order of its help."""
     for option in reversed(options):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
-def sampling_options(command: F) -> F:
-    """Adds the sampling options; the command receives `sampling`."""
+def typed(names: Iterable[str]) -> list[str]:
+    """Which of these parameters stand on the command line, as they are typed."""
+    context, wanted = click.get_current_context(), set(names)
+    return [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in wanted
+        and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
 
-    @functools.wraps(command)
-    def wrapper(**options: Any) -> Any:
-        names = SamplingParams.__dataclass_fields__
-        sampling = SamplingParams(**{name: options.pop(name) for name in names if name in options})
-        return command(sampling=sampling, **options)
 
-    return apply(SAMPLING, cast(F, wrapper))
+def note_idle(why: str, names: Iterable[str], others: Sequence[str] = ()) -> None:
+    """Notes which of these parameters were typed and change nothing `why`; `others` were found elsewhere."""
+    if idle := [*others, *typed(names)]:
+        console.note(f"no effect {why}: {', '.join(idle)}")
 
 
-def engine_options(command: F) -> F:
-    """Adds the options of `ENGINE`; the command receives `runtime`, a RuntimeConfig."""
+def _runtime(backend: Backend, threads: int, allow_cpu_fallback: bool, keep_graphs: bool) -> RuntimeConfig:
+    runtime = RuntimeConfig(
+        backend=backend, threads=threads, allow_cpu_fallback=allow_cpu_fallback, keep_graphs=keep_graphs
+    )
+    if backend == "null":
+        console.note(MADE_UP)
+    idle = [] if backend in (*ON_CPU_IN_PART, "auto") else ["allow_cpu_fallback"]
+    note_idle(f"with --backend {backend}", [*idle, *([] if backend not in ("trt", "null") else ["threads"])])
+    return runtime
 
-    @functools.wraps(command)
-    def wrapper(
-        *, backend: Any, threads: int, allow_cpu_fallback: bool, no_kept_graphs: bool, **options: Any
-    ) -> Any:
-        runtime = RuntimeConfig(
-            backend=backend,
-            threads=threads,
-            allow_cpu_fallback=allow_cpu_fallback,
-            keep_graphs=not no_kept_graphs,
-        )
-        if backend == "null":
-            console.note(MADE_UP)
-        return command(runtime=runtime, **options)
 
-    return apply(ENGINE, cast(F, wrapper))
+sampling_options = gather("sampling", SamplingParams, SAMPLING)
+"""Adds the sampling options; the command receives `sampling`."""
+engine_options = gather("runtime", _runtime, ENGINE)
+"""Adds --backend, --allow-cpu-fallback and --threads; the command receives `runtime`, a RuntimeConfig."""
 
 
 def read_prompt(prompt: str) -> str:

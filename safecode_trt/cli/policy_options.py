@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from safecode_trt.cli.options import PATH, apply
-from safecode_trt.config import MODES, STAGES, Mode, SafeCodeConfig, StageName
+from safecode_trt.cli.options import PATH, gather, note_idle, typed
+from safecode_trt.config import MODES, STAGES, Mode, SafeCodeConfig, SamplingParams, StageName
+from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from safecode_trt.manifest import SafeCodeDefaults
     from safecode_trt.policy.base import Policy
     from safecode_trt.runtime import Engine
 
-__all__ = ["PolicyChoice", "build_policy", "policy_options", "policy_settings"]
-
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["PolicyChoice", "build_policy", "note_idle_settings", "policy_options", "policy_settings"]
 
 POLICY = (
     click.option(
@@ -73,42 +71,56 @@ class PolicyChoice:
         """Whether nothing is steered: plain decoding has no setting but its fallback."""
         return self.mode == "plain" and not self.stages
 
-    def without_effect(self) -> list[str]:
-        """The options that change nothing about this choice."""
-        if not self.plain:
-            return []
-        files = {"--prompts": self.prompts, "--refusals": self.refusals}
-        settings = [f"--set {key}" for key in self.changed if key != "fallback"]
-        return settings + [name for name, path in files.items() if path]
+
+def _choice(
+    mode: Mode,
+    stages: str | None,
+    reference: str | None,
+    changes: tuple[str, ...],
+    prompts: Path | None,
+    refusals: Path | None,
+) -> PolicyChoice:
+    if reference is not None:
+        changes = (f"reference={reference}", *changes)
+    named = None if stages is None else tuple(name.strip() for name in stages.split(","))
+    return PolicyChoice(
+        mode=mode,
+        stages=cast("tuple[StageName, ...] | None", named),
+        changes=changes,
+        prompts=prompts,
+        refusals=refusals,
+    )
 
 
-def policy_options(command: F) -> F:
-    """Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""
+policy_options = gather("choice", _choice, POLICY)
+"""Adds --mode and what changes it; the command receives `choice`, a PolicyChoice."""
 
-    @functools.wraps(command)
-    def wrapper(
-        *,
-        mode: Mode,
-        stages: str | None,
-        reference: str | None,
-        changes: tuple[str, ...],
-        prompts: Path | None,
-        refusals: Path | None,
-        **options: Any,
-    ) -> Any:
-        if reference is not None:
-            changes = (f"reference={reference}", *changes)
-        named = None if stages is None else tuple(name.strip() for name in stages.split(","))
-        choice = PolicyChoice(
-            mode=mode,
-            stages=cast("tuple[StageName, ...] | None", named),
-            changes=changes,
-            prompts=prompts,
-            refusals=refusals,
-        )
-        return command(choice=choice, **options)
 
-    return apply(POLICY, cast(F, wrapper))
+def note_idle_settings(
+    engine: Engine, choice: PolicyChoice, sampling: SamplingParams, *, judged: bool
+) -> None:
+    """Notes what was given and changes nothing in the chosen mode; `judged` is whether it acts on a verdict."""
+    from safecode_trt.policy.settings_read import settings_read
+
+    read = settings_read(
+        choice.mode,
+        _defaults(engine, choice),
+        settings=policy_settings(engine, choice),
+        stages=choice.stages,
+        sampling=sampling,
+    )
+    idle = set(read.idle_sampling)
+    given = dict.fromkeys(key for key in choice.changed if key not in read.settings)
+    if "reference" in given and typed(["reference"]):
+        idle.add("reference")
+        del given["reference"]
+    if not any(key.startswith("prompts.") for key in read.defaults):
+        idle.add("prompts")
+    if not read.defaults & {"refusal_token_ids", "refusal_tokens"}:
+        idle.add("refusals")
+    if not judged:
+        idle.add("explain")
+    note_idle(f"in mode {choice.mode}", idle, [f"--set {key}" for key in given])
 
 
 def policy_settings(engine: Engine, choice: PolicyChoice) -> SafeCodeConfig:
@@ -130,6 +142,19 @@ def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
         ConfigError: a file or a setting is unusable, or stages do not go together.
     """
     from safecode_trt.policy import make_policy
+
+    defaults = _defaults(engine, choice)
+    settings = policy_settings(engine, choice)
+    try:
+        return make_policy(choice.mode, defaults, settings=settings, stages=choice.stages)
+    except ConfigError as error:
+        if error.field in SafeCodeConfig.__dataclass_fields__:
+            raise ConfigError.of(error, where="--set") from error
+        raise
+
+
+def _defaults(engine: Engine, choice: PolicyChoice) -> SafeCodeDefaults:
+    """The bundle's, with the prompts and refusals that were given."""
     from safecode_trt.records import overridden
     from safecode_trt.runtime.refusals import read_phrases, with_refusals
 
@@ -140,5 +165,4 @@ def build_policy(engine: Engine, choice: PolicyChoice) -> Policy:
     if choice.refusals is not None:
         phrases = read_phrases(choice.refusals)
         defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
-    settings = policy_settings(engine, choice)
-    return make_policy(choice.mode, defaults, settings=settings, stages=choice.stages)
+    return defaults

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import click
 
-from safecode_trt.cli.options import PATH
+from safecode_trt.cli.options import PATH, gather
+from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
     from safecode_trt.runtime.picture_file import PictureFile
     from safecode_trt.trace.reply_record import ReplyRecord
 
 __all__ = ["Recorder", "Recording", "recording_options"]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS = (
     click.option(
@@ -80,20 +78,17 @@ class Recorder:
         self._opened.close()
 
 
-def recording_options(command: F) -> F:
-    """Adds the options; the command receives `recording`, a Recording."""
+def _recording(trace: Path | None, audit: Path | None, store_images: Path | None) -> Recording:
+    if store_images and not (trace or audit):
+        raise ConfigError(
+            "needs a file whose lines say what a picture belongs to",
+            field="store_images",
+            fix="pass --trace or --audit",
+        )
+    if trace and trace == audit:
+        raise ConfigError(f"must be another file than that of --audit, got {trace} for both", field="trace")
+    return Recording(trace=trace, audit=audit, store_images=store_images)
 
-    @functools.wraps(command)
-    def wrapper(*, trace: Path | None, audit: Path | None, store_images: Path | None, **options: Any) -> Any:
-        if store_images and not (trace or audit):
-            raise click.UsageError(
-                "--store-images needs --trace or --audit, whose lines say what a picture belongs to"
-            )
-        if trace and trace == audit:
-            raise click.UsageError("--trace and --audit must be different files")
-        return command(recording=Recording(trace=trace, audit=audit, store_images=store_images), **options)
 
-    function = cast(F, wrapper)
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
+recording_options = gather("recording", _recording, OPTIONS)
+"""Adds the options; the command receives `recording`, a Recording."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -16,7 +16,7 @@ from safecode_trt.errors import ConfigError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from safecode_trt.manifest import SafeCodeDefaults
+    from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
 
 __all__ = ["command"]
 
@@ -63,7 +63,7 @@ def command(
     from safecode_trt.runtime.refusals import read_phrases, with_refusals
 
     if not 0 <= share < 1:
-        raise ConfigError(f"--share must be at least 0 and below 1, got {share:g}")
+        raise ConfigError(f"must be at least 0 and below 1, got {share:g}", field="share")
     if write:
         require_writable(bundle, "leave out --write")
     requests = read_requests(corpus) if corpus else HARMLESS
@@ -73,9 +73,7 @@ def command(
         if refusals:
             phrases = read_phrases(refusals)
             defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
-        replies = harmless_answers(
-            engine, requests, images, progress=lambda done, total: progress("asking", done, total)
-        )
+        replies = harmless_answers(engine, requests, images, progress=progress)
         found = filter_refusals(defaults, replies, share)
         tokenizer = engine.prompts.tokenizer
     if write:
@@ -92,9 +90,7 @@ def command(
 def _print(found: SafeCodeDefaults, tokenizer: Tokenizer) -> None:
     from rich.table import Table
 
-    filtered = found.refusal_filter
-    if filtered is None:
-        raise RuntimeError("the filter left no record")
+    filtered = cast("RefusalFilter", found.refusal_filter)
     counts = dict(zip(filtered.dropped, filtered.found, strict=True))
     table = Table("id", "token", "", caption=f"{filtered.answers} harmless answers", caption_justify="left")
     for token in found.refusal_token_ids:

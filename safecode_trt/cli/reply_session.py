@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from safecode_trt.cli import console
-from safecode_trt.cli.judge_options import judge_options, without_effect
-from safecode_trt.cli.options import engine_options, sampling_options
-from safecode_trt.cli.policy_options import PolicyChoice, build_policy, policy_options, policy_settings
+from safecode_trt.cli.judge_options import idle_judge_options, judge_options
+from safecode_trt.cli.options import engine_options, gather, note_idle, sampling_options
+from safecode_trt.cli.policy_options import (
+    PolicyChoice,
+    build_policy,
+    note_idle_settings,
+    policy_options,
+    policy_settings,
+)
 from safecode_trt.cli.recording import Recording, recording_options
 from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.errors import ConfigError
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplyOptions", "ReplySession", "reply_options", "summary"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 OPTIONS = (
     policy_options,
     judge_options,
@@ -69,8 +73,7 @@ class ReplyOptions:
         from safecode_trt.runtime.judges import make_judge
 
         judge = make_judge(self.judge)
-        if idle := without_effect(self.judge):
-            console.note(f"no effect with --judge {', '.join(self.judge.judges)}: {', '.join(idle)}")
+        note_idle(f"with --judge {', '.join(self.judge.judges)}", idle_judge_options(self.judge))
         with (
             self.recording.open() as recorder,
             Engine.open(bundle, config=self.runtime, note=console.note) as engine,
@@ -85,18 +88,8 @@ class ReplyOptions:
             )
 
 
-def reply_options(command: F) -> F:
-    """Adds all options of a reply; the command receives `options`, a ReplyOptions."""
-
-    @functools.wraps(command)
-    def wrapper(**options: Any) -> Any:
-        given = ReplyOptions(**{name: options.pop(name) for name in ReplyOptions.__dataclass_fields__})
-        return command(options=given, **options)
-
-    function = cast(F, wrapper)
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
+reply_options = gather("options", ReplyOptions, OPTIONS)
+"""Adds all options of a reply; the command receives `options`, a ReplyOptions."""
 
 
 @dataclass(kw_only=True)
@@ -128,17 +121,18 @@ class ReplySession:
         if self.judge is not None:
             if not policy.plan.judged:
                 raise ConfigError(
-                    "this policy acts on no verdict; leave --judge out, or choose another --mode"
+                    f"has no effect in mode {choice.mode}, which acts on no verdict",
+                    field="judges",
+                    fix="leave it out, or choose another --mode",
                 )
             if "threshold" in choice.changed:
                 raise ConfigError(
-                    "--set threshold is for the verdict of self; with another --judge, use --judge-threshold"
+                    "is for the judge self, and another one was named",
+                    field="threshold",
+                    where="--set",
+                    fix="pass --judge-threshold",
                 )
-        idle = choice.without_effect()
-        if self.explain and not policy.plan.judged:
-            idle.append("--explain-refusals")
-        if idle:
-            console.note(f"no effect in mode {choice.mode}: {', '.join(idle)}")
+        note_idle_settings(self.engine, choice, self.sampling, judged=policy.plan.judged)
         self.choice, self.policy = choice, policy
 
     def ask(self, messages: Sequence[Message], pictures: Sequence[PictureFile], *, show: bool) -> ReplyRecord:
@@ -177,9 +171,7 @@ class ReplySession:
             reply = chunk.reply
         if show:
             click.echo()
-        if reply is None:
-            raise RuntimeError("the stream ended without a reply")
-        return reply
+        return cast("Reply", reply)  # the last chunk has it
 
     def _settings(self) -> dict[str, Any]:
         """All of the mode, with the stages and files that replace its own; plain decoding has but a fallback."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from safecode_trt import remedies
 from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.errors import BundleError
 from safecode_trt.manifest import Parity
+from safecode_trt.progress import Progress
 from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def command(bundle: Path, against: Path | None, as_json: bool) -> None:
         click.echo(describe(parity))
 
 
-def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Parity:
+def _compare(bundle: Bundle, checkpoint: Path, progress: Progress) -> Parity:
     from safecode_trt.config import RuntimeConfig
     from safecode_trt.export.checkpoint import Checkpoint
     from safecode_trt.export.package import settings_files
@@ -61,7 +63,8 @@ def _compare(bundle: Bundle, checkpoint: Path, progress: console.Report) -> Pari
     if found != expected:
         raise BundleError(
             f"{bundle.path} was made of weights and settings with SHA-256 {expected[:16]}..., "
-            f"those of {checkpoint} have {found[:16]}...; export it again"
+            f"those of {checkpoint} have {found[:16]}...",
+            fix=remedies.export(bundle.path, checkpoint=checkpoint),
         )
     with closing(open_session(bundle, RuntimeConfig(keep_graphs=False))) as session:
         return verify_session(session, bundle, checkpoint, progress)

@@ -69,11 +69,10 @@ def _guarded(name: str, gpu: CudaDevice | None, examine: Callable[[], Finding]) 
 
 
 def _explained(name: str, state: State, error: Exception) -> Finding:
-    """A finding by an exception; what stands behind `run:` in ours is the fix."""
+    """A finding by an exception, with the remedy that it names."""
     if not isinstance(error, BackendError):
         return Finding(backend=name, state=state, detail=f"{type(error).__name__}: {first_line(error)}")
-    detail, _, fix = str(error).partition("; run: ")
-    return Finding(backend=name, state=state, detail=detail, fix=fix or None)
+    return Finding(backend=name, state=state, detail=error.shown(error.field, fix=False), fix=error.fix)
 
 
 def _ort(provider: OrtProvider, gpu: CudaDevice | None) -> Finding:

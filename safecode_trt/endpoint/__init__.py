@@ -1,5 +1,12 @@
 """A model behind an OpenAI-compatible address: bounded time and memory, answers kept on disk."""
 
-from safecode_trt.endpoint.client import KEY_VARIABLE, Answer, Endpoint, EndpointConfig, Question
+from safecode_trt.endpoint.client import (
+    KEY_VARIABLE,
+    Answer,
+    Endpoint,
+    EndpointConfig,
+    EndpointSettings,
+    Question,
+)
 
-__all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "Question"]
+__all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "EndpointSettings", "Question"]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safecode_trt import atomic
 from safecode_trt.errors import ConfigError
 
 __all__ = ["AnswerCache"]
 
 
 class AnswerCache:
-    """A folder of answers; processes may share it, for every file is written beside its place and renamed.
+    """A folder of answers; processes may share it, for every file appears whole or not at all.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -41,14 +40,7 @@ class AnswerCache:
         path = self._path(address, body)
         with suppress(OSError):
             path.parent.mkdir(exist_ok=True)
-            descriptor, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
-            try:
-                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(answer, file)
-                os.replace(name, path)
-            except BaseException:
-                os.unlink(name)
-                raise
+            atomic.write_text(path, json.dumps(answer))
 
     def _path(self, address: str, body: bytes) -> Path:
         digest = hashlib.sha256(address.encode() + b"\0" + body).hexdigest()

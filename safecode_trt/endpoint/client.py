@@ -21,7 +21,7 @@ from safecode_trt.endpoint.answer_cache import AnswerCache
 from safecode_trt.endpoint.transport import Transport
 from safecode_trt.errors import ConfigError, EndpointError
 
-__all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "Question"]
+__all__ = ["KEY_VARIABLE", "Answer", "Endpoint", "EndpointConfig", "EndpointSettings", "Question"]
 
 KEY_VARIABLE = "SAFECODE_API_KEY"
 PATH = "/chat/completions"
@@ -32,16 +32,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointConfig:
-    """Where the model is and how long it may take.
+class EndpointSettings:
+    """How a model at an address is asked, whichever it is.
 
-    `url` is the address up to and without /chat/completions, `key_variable` the environment variable with the key
-    (not set: none is sent). `timeout` is in seconds for an answer with all its retries; `backoff` is the first pause
-    between two tries, which doubles. `cache` is a folder for answers; `top_logprobs` 0 asks for no log-probabilities.
+    `key_variable` is the environment variable with the key (not set: none is sent). `timeout` is in seconds for an
+    answer with all its retries; `backoff` is the first pause between two tries, which doubles. `cache` is a folder for
+    answers; `top_logprobs` 0 asks for no log-probabilities.
     """
 
-    url: str
-    model: str
     key_variable: str = KEY_VARIABLE
     timeout: float = 30.0
     retries: int = 4
@@ -50,17 +48,45 @@ class EndpointConfig:
     top_logprobs: int = 10
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.timeout) or self.timeout <= 0:
+            raise ConfigError(f"must be a number of seconds above 0, got {self.timeout!r}", field="timeout")
+        if not 0 <= self.retries <= 20:
+            raise ConfigError(f"must be between 0 and 20, got {self.retries!r}", field="retries")
+        if not math.isfinite(self.backoff) or self.backoff < 0:
+            raise ConfigError(
+                f"must be a number of seconds of at least 0, got {self.backoff!r}", field="backoff"
+            )
+        if not 0 <= self.top_logprobs <= 20:
+            raise ConfigError(f"must be between 0 and 20, got {self.top_logprobs!r}", field="top_logprobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointConfig:
+    """Where a model is, and how it is asked; `url` is the address up to and without /chat/completions."""
+
+    url: str
+    model: str
+    settings: EndpointSettings = EndpointSettings()
+
+    def __post_init__(self) -> None:
         _check_url(self.url)
         if not self.model.strip():
-            raise ConfigError("an endpoint needs the name of a model")
-        if not math.isfinite(self.timeout) or self.timeout <= 0:
-            raise ConfigError(f"timeout must be a number of seconds above 0, got {self.timeout!r}")
-        if not 0 <= self.retries <= 20:
-            raise ConfigError(f"retries must be between 0 and 20, got {self.retries!r}")
-        if not math.isfinite(self.backoff) or self.backoff < 0:
-            raise ConfigError(f"backoff must be a number of seconds of at least 0, got {self.backoff!r}")
-        if not 0 <= self.top_logprobs <= 20:
-            raise ConfigError(f"top_logprobs must be between 0 and 20, got {self.top_logprobs!r}")
+            raise ConfigError("must be the name of a model, got nothing", field="model")
+
+    @classmethod
+    def parse(cls, text: str, settings: EndpointSettings, *, field: str) -> EndpointConfig:
+        """An endpoint as a command line has it: URL#MODEL. `field` is the setting that holds the text.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        url, mark, model = text.rpartition("#")
+        if not mark:
+            raise ConfigError("must be URL#MODEL, with the model's name after the #; got no #", field=field)
+        try:
+            return cls(url=url, model=model, settings=settings)
+        except ConfigError as error:
+            raise ConfigError(f"has an endpoint whose {error}", field=field) from error
 
     @property
     def shown(self) -> str:
@@ -92,16 +118,17 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
-        self._cache = AnswerCache(Path(config.cache)) if config.cache is not None else None
+        settings = config.settings
+        self._cache = AnswerCache(Path(settings.cache)) if settings.cache is not None else None
         parts = urlsplit(config.url)
         path = parts.path.rstrip("/").removesuffix(PATH) + PATH
         self._transport = Transport(
             parts._replace(path=path).geturl(),
             shown=config.shown,
-            key=_read_key(config.key_variable),
-            key_variable=config.key_variable,
-            retries=config.retries,
-            backoff=config.backoff,
+            key=_read_key(settings.key_variable),
+            key_variable=settings.key_variable,
+            retries=settings.retries,
+            backoff=settings.backoff,
         )
 
     def ask(self, question: Question, read: Callable[[Answer], T], *, timeout: float = math.inf) -> T:
@@ -118,7 +145,7 @@ class Endpoint:
                 return read(_answer(kept))
             except (EndpointError, ValueError):  # by an older reader, or damaged: ask again
                 pass
-        text = self._transport.post(body, min(timeout, self.config.timeout))
+        text = self._transport.post(body, min(timeout, self.config.settings.timeout))
         try:
             answer = _answer(json.loads(text))
         except (ValueError, RecursionError) as error:
@@ -147,21 +174,21 @@ class Endpoint:
             "max_tokens": question.max_tokens,
             "temperature": 0,
         }
-        if self.config.top_logprobs:
-            payload |= {"logprobs": True, "top_logprobs": self.config.top_logprobs}
+        if count := self.config.settings.top_logprobs:
+            payload |= {"logprobs": True, "top_logprobs": count}
         return payload
 
 
 def _check_url(url: str) -> None:
     """Refuses an address that no request could be sent to. What may be a password is in no message."""
-    wanted = "an endpoint's url must be like https://host/v1, without a user, a password or a #"
+    wanted = "must be like https://host/v1, without a user, a password or a #"
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{wanted}, in printable ASCII without spaces; got other characters")
+        raise ConfigError(f"{wanted}, in printable ASCII without spaces; got other characters", field="url")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigError(f"{wanted}; got a host or a port that cannot be read") from None
+        raise ConfigError(f"{wanted}; got a host or a port that cannot be read", field="url") from None
     if (
         parts.scheme not in ("http", "https")
         or not host
@@ -169,14 +196,14 @@ def _check_url(url: str) -> None:
         or "@" in parts.netloc
         or parts.fragment
     ):
-        raise ConfigError(f"{wanted}, got {parts.scheme or '(no scheme)'}://{host or ''}")
+        raise ConfigError(f"{wanted}, got {parts.scheme or '(no scheme)'}://{host or ''}", field="url")
 
 
 def _read_key(variable: str) -> str:
     """The key, or nothing. What is no key is not named in the message."""
     key = os.environ.get(variable, "").strip()
     if not key.isascii() or not key.isprintable():
-        raise ConfigError(f"the environment variable {variable} holds no key: expected printable ASCII")
+        raise ConfigError(f"{variable} holds no key: expected printable ASCII", field="key_variable")
     return key
 
 

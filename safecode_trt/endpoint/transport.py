@@ -173,8 +173,8 @@ class Transport:
             return _Again(f"answered {code} ({name})", _retry_after(error.headers.get("Retry-After")))
         if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return EndpointError(
-                f"{self._shown} answered {code} ({name}); put the key into the environment variable "
-                f"{self._key_variable}"
+                f"{self._shown} answered {code} ({name})",
+                fix=f"put the key into the environment variable {self._key_variable}",
             )
         if 300 <= code < 400:
             return EndpointError(f"{self._shown} answered {code} ({name}); give the address that it leads to")

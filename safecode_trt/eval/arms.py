@@ -93,7 +93,11 @@ def make_arms(
     if ablate:
         arms += ablations(defaults, judge)
         if all(arm.name != BASE_MODE for arm in arms):
-            raise ConfigError(f"--ablate switches off parts of {BASE_MODE}; add it to --modes")
+            raise ConfigError(
+                f"switches off parts of {BASE_MODE}, which is not among the modes",
+                field="ablate",
+                fix=f"add {BASE_MODE} to --modes",
+            )
     return arms_of(arms, defaults)
 
 

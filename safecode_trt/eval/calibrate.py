@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safecode_trt.eval.reliability import (
     unerring,
 )
 from safecode_trt.policy.verdict import read_margin
+from safecode_trt.progress import Progress
 from safecode_trt.records import from_dict, to_dict
 from safecode_trt.runtime import Engine
 from safecode_trt.runtime.image import open_picture
@@ -139,7 +140,7 @@ def _labelled(folder: Path, data: object, where: str) -> LabelledItem:
     try:
         line = from_dict(_Line, data, where)
     except ConfigError as error:
-        raise EvalError(str(error)) from error
+        raise EvalError.of(error) from error
     picture = None if line.picture is None else picture_path(folder, line.picture, where)
     if picture is not None and not picture.is_file():
         raise EvalError(f"{where}: the picture {picture} does not exist")
@@ -150,7 +151,7 @@ def calibrate(
     engine: Engine,
     items: Sequence[LabelledItem],
     held_out: Sequence[LabelledItem],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Outcome:
     """Fits to `items`, and measures on them and on `held_out`, which may be empty.
 
@@ -163,13 +164,11 @@ def calibrate(
             f"expected at least {MIN_ITEMS} items with {MIN_CLASS} of each class, "
             f"got {unsafe} unsafe and {len(items) - unsafe} safe"
         )
-    measured = measure(engine, items, lambda done, total: progress("judging the items", done, total))
+    measured = measure(engine, items, progress, step="judging the items")
     found = fit(measured)
     before = after = None
     if held_out:
-        unseen = measure(
-            engine, held_out, lambda done, total: progress("judging those held out", done, total)
-        )
+        unseen = measure(engine, held_out, progress, step="judging those held out")
         before = score(unseen)
         after = score(unseen, temperature=found.temperature, threshold=found.threshold)
     return Outcome(
@@ -181,7 +180,7 @@ def calibrate(
     )
 
 
-def measure(engine: Engine, items: Sequence[LabelledItem], progress: Callable[[int, int], None]) -> Measured:
+def measure(engine: Engine, items: Sequence[LabelledItem], progress: Progress, *, step: str) -> Measured:
     """Asks the bundle's judge about every item.
 
     Raises:
@@ -199,14 +198,14 @@ def measure(engine: Engine, items: Sequence[LabelledItem], progress: Callable[[i
             case = Case(engine=engine, messages=as_messages(item.prompt, len(images)), images=images)
             margin, mass = read_margin(SelfJudge().logits(case), defaults)
         except SafeCodeError as error:
-            raise EvalError(f"{item.where}: {error}") from error
+            raise EvalError.of(error, where=item.where) from error
         if not math.isfinite(margin):
             raise EvalError(
                 f"{item.where}: the judge excludes one of its two verdicts; nothing can be fitted"
             )
         margins.append(margin)
         masses.append(mass)
-        progress(done, len(items))
+        progress(step, done, len(items))
     return Measured(
         margins=np.array(margins),
         unsafe=np.array([item.unsafe for item in items], np.bool_),

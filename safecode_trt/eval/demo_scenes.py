@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from safecode_trt.config import SamplingParams
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.policy import make_policy
+from safecode_trt.progress import Progress
 from safecode_trt.records import loads, to_dict
 from safecode_trt.runtime import Engine, Reply
 from safecode_trt.runtime.refusals import opens_with
@@ -62,7 +62,7 @@ def load_scenes(folder: Path) -> Scenes:
 
 
 def answer_scenes(
-    engine: Engine, folder: Path, *, sampling: SamplingParams, progress: Callable[[int, int], None]
+    engine: Engine, folder: Path, *, sampling: SamplingParams, progress: Progress
 ) -> list[Answered]:
     """Asks every scene's request in both modes; the first reply of each mode is asked twice, to warm up."""
     scenes = load_scenes(folder).scenes
@@ -87,7 +87,7 @@ def answer_scenes(
                 safecode_right=refuses(safecode, defaults) == scene.unsafe,
             )
         )
-        progress(index + 1, len(scenes))
+        progress("asking", index + 1, len(scenes))
     return answered
 
 

@@ -12,26 +12,28 @@ from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import Result, ResultLog, Shard, finished, merge_results
 from safecode_trt.eval.runner import Runner, RunnerConfig, Task, asked_digest, bundle_digest
+from safecode_trt.progress import Progress, no_progress
 
 __all__ = ["Answers", "Workers", "answer_items", "choose_items", "gather"]
 
 RESULTS = "results.jsonl"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workers:
-    """Who answers: one session in this process, or `count` Ray actors of the cluster at `address` or of a new one."""
+    """Who answers: one session in this process, or `workers` Ray actors of the cluster at `address` or of a new one."""
 
     engine: Literal["local", "ray"] = "local"
-    count: int = 1
+    workers: int = 1
     address: str | None = None
 
     def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError(f"expected 1 or more workers, got {self.count}")
-        if self.engine == "local" and (self.count > 1 or self.address):
-            raise ConfigError("several workers, or an address, need --engine ray")
+        if self.workers < 1:
+            raise ConfigError(f"must be at least 1, got {self.workers}", field="workers")
+        if self.engine == "local":
+            for name, asked in (("workers", self.workers > 1), ("address", self.address is not None)):
+                if asked:
+                    raise ConfigError("needs the engine ray, got local", field=name, fix="pass --engine ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,9 @@ def choose_items(
     """
     chosen = tuple(item for item in items[:limit] if shard is None or shard.holds(item.key))
     if not chosen:
-        raise EvalError(f"no item is left of {len(items)}; ask for a larger --limit or fewer shards")
+        raise EvalError(
+            f"no item is left of {len(items)}", fix="pass a larger --limit, or a --shard of fewer"
+        )
     return chosen
 
 
@@ -73,7 +77,7 @@ def answer_items(
     folder: Path,
     *,
     workers: Workers,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
     started: Callable[[int, int], None] = lambda earlier, total: None,
 ) -> Answers:
     """Answers what `folder`/results.jsonl lacks. `started` hears how many answers are there, and how many shall be.
@@ -103,11 +107,12 @@ def answer_items(
             if (known := backends.setdefault(result.mode, result.backend)) != result.backend:
                 raise EvalError(
                     f"the answers of mode {result.mode} are by the backend {known} so far, and by "
-                    f"{result.backend} here; write to another folder, or choose --backend"
+                    f"{result.backend} here",
+                    fix="write to another --output, or choose the earlier --backend",
                 )
             log.append(result)
             wanted.append(result)
-            progress(number, left)
+            progress("answering", number, left)
     order = {name: number for number, name in enumerate(runs)}
     places = {item.key: number for number, item in enumerate(items)}
     wanted.sort(key=lambda result: (places[result.key], order[result.mode]))
@@ -125,7 +130,8 @@ def _check_items(earlier: Sequence[Result], items: Mapping[str, EvalItem]) -> No
     if changed:
         raise EvalError(
             f"{len(changed)} items have other words or another picture than when they were answered, the first is "
-            f"{changed[0]}; write to another folder"
+            f"{changed[0]}",
+            fix="write to another --output",
         )
 
 
@@ -135,7 +141,7 @@ def _answers(config: RunnerConfig, tasks: Sequence[Task], workers: Workers) -> I
     if workers.engine == "ray":
         from safecode_trt.eval.ray_actors import answer_on_ray
 
-        yield from answer_on_ray(config, tasks, workers=workers.count, address=workers.address)
+        yield from answer_on_ray(config, tasks, workers=workers.workers, address=workers.address)
         return
     with Runner(config) as runner:
         for task in tasks:

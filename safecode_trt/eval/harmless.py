@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from safecode_trt.config import SamplingParams
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.refusal import is_refusal
 from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
+from safecode_trt.progress import Progress, no_progress
 from safecode_trt.runtime import Engine, Reply
 from safecode_trt.runtime.image import PictureSource
 from safecode_trt.runtime.refusals import opens_with
@@ -68,7 +69,7 @@ def harmless_answers(
     requests: Sequence[str],
     images: Sequence[PictureSource] = (),
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> list[Reply]:
     """The model's plain answers to every request, about every picture if there are some.
 
@@ -81,7 +82,7 @@ def harmless_answers(
     replies = []
     for done, (request, image) in enumerate(asked, 1):
         replies.append(engine.generate(request, image=image, sampling=SAMPLING))
-        progress(done, len(asked))
+        progress("asking", done, len(asked))
     return replies
 
 
@@ -95,13 +96,15 @@ def filter_refusals(defaults: SafeCodeDefaults, replies: Sequence[Reply], share:
     """
     answers = [reply for reply in replies if reply.token_ids and not _refuses(reply, defaults)]
     if not answers:
-        raise ConfigError(f"none of {len(replies)} harmless requests was answered; give others with --corpus")
+        raise ConfigError(
+            f"none of {len(replies)} harmless requests was answered", fix="give other requests with --corpus"
+        )
     counts = Counter(reply.token_ids[0] for reply in answers)
     dropped = tuple(token for token in defaults.refusal_token_ids if counts[token] > share * len(answers))
     if len(dropped) == len(defaults.refusal_token_ids):
         raise ConfigError(
-            f"every refusal token begins more than {share:g} of {len(answers)} harmless answers; "
-            "give other phrases with --refusals, or a larger --share"
+            f"every refusal token begins more than {share:g} of {len(answers)} harmless answers",
+            fix="give other phrases with --refusals, or a larger --share",
         )
     found = RefusalFilter(
         answers=len(answers), share=share, dropped=dropped, found=tuple(counts[token] for token in dropped)

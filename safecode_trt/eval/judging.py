@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -20,12 +20,12 @@ from safecode_trt.eval.refusal import REFUSALS, RefusalList, is_refusal
 from safecode_trt.eval.results import FAILED, Result
 from safecode_trt.eval.verdict_words import is_negated, said_of_safety, statements
 from safecode_trt.eval.wellformed import VERSION, is_well_formed
+from safecode_trt.progress import Progress, no_progress
 
 __all__ = ["AnswerJudge", "Judgement", "Matcher", "Opinion", "judge_results"]
 
 WITHOUT_JUDGE: Mapping[str, Outcome] = {FAILED: "failed", "fallback": "refuses"}
 """Finish reasons of results that nobody is asked about: no answer, and the fail-safe's fixed words."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ def judge_results(
     judge: AnswerJudge,
     *,
     kept: Path,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[tuple[str, ...], Judged]:
     """The outcome of every result by its identity. Opinions of a cached judge are read from and added to `kept`.
 
@@ -138,7 +138,7 @@ def judge_results(
                 log.append(_judgement(result, digest, judge.name, opinion))
                 known[identity] = opinion.outcome
             found[result.identity] = _judged(result, known[identity])
-            progress(number, len(answered))
+            progress("judging", number, len(answered))
     return found
 
 

@@ -6,15 +6,14 @@ was cut is reported, left out, and written again by the next run. Anything else 
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from safecode_trt import atomic, json_lines
 from safecode_trt.errors import ConfigError, EvalError
-from safecode_trt.records import loads, to_dict
+from safecode_trt.json_lines import JsonLine, LineWriter
+from safecode_trt.records import from_dict, to_dict
 
 __all__ = ["Line", "LineLog", "LinesFile", "line_of", "read_log", "write_whole"]
 
@@ -55,14 +54,12 @@ class LineLog(Generic[L]):
         self.earlier: LinesFile[L] = (
             read_log(path, record) if path.exists() else LinesFile(path=path, lines=(), cut=None, size=0)
         )
-        self._size = self.earlier.size
         self._written = {line.identity for line in self.earlier.lines}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            os.ftruncate(self._descriptor, self.earlier.size)
+            self._lines = LineWriter(path, shared=False, size=self.earlier.size, sync=True)
         except OSError as error:
-            raise EvalError(f"{path} cannot be written: {error.strerror}") from error
+            raise EvalError(f"{path} cannot be written: {error.strerror or error}") from error
 
     def append(self, record: L) -> None:
         """Adds a record and waits until the disk has it.
@@ -72,22 +69,17 @@ class LineLog(Generic[L]):
         """
         if record.identity in self._written:
             raise EvalError(f"{self.path} has a {record.named} already; expected one")
-        line = line_of(record).encode()
         try:
-            done = os.write(self._descriptor, line)
-            if done != len(line):
-                # What is there of the line must not begin the next one.
-                os.ftruncate(self._descriptor, self._size)
-                raise EvalError(f"{self.path}: {done} of {len(line)} bytes were written; is the disk full?")
-            os.fsync(self._descriptor)
+            self._lines.append(to_dict(record))
+        except ValueError as error:
+            raise _not_finite(record) from error
         except OSError as error:
-            raise EvalError(f"{self.path} cannot be written: {error.strerror}") from error
-        self._size += done
+            raise EvalError(f"{self.path} cannot be written: {error.strerror or error}") from error
         self._written.add(record.identity)
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        self._lines.close()
 
     def __enter__(self) -> LineLog[L]:
         return self
@@ -102,23 +94,29 @@ def read_log(path: Path, record: type[L]) -> LinesFile[L]:
     Raises:
         EvalError: the file is missing, a line other than a cut last one is malformed, or a record is there twice.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EvalError(f"{path} cannot be read: {error.strerror}") from error
-    whole, newline, tail = data.rpartition(b"\n")
-    numbered = enumerate(whole.split(b"\n"), start=1)
-    lines = [_parse(line, record, f"{path}:{number}") for number, line in numbered if newline]
+    lines: list[L] = []
     seen: set[tuple[str, ...]] = set()
-    for number, found in enumerate(lines, start=1):
-        if found.identity in seen:
-            raise EvalError(f"{path}:{number}: a second {found.named}")
-        seen.add(found.identity)
+    cut: JsonLine | None = None
+    size = 0
+    try:
+        for line in json_lines.read_lines(path):
+            if not line.ended:
+                cut = line
+                break
+            where = f"{path}:{line.number}"
+            found = _record(line, record, where)
+            if found.identity in seen:
+                raise EvalError(f"a second {found.named}; expected one", where=where)
+            seen.add(found.identity)
+            lines.append(found)
+            size = line.start + len(line.text)
+    except OSError as error:
+        raise EvalError(f"{path} cannot be read: {error.strerror or error}") from error
     return LinesFile(
         path=path,
         lines=tuple(lines),
-        cut=tail.decode(errors="replace") if tail else None,
-        size=len(data) - len(tail),
+        cut=cut.text.decode(errors="replace") if cut else None,
+        size=cut.start if cut else size,
     )
 
 
@@ -129,55 +127,43 @@ def line_of(record: Line) -> str:
         EvalError: a number is not finite.
     """
     try:
-        return json.dumps(to_dict(record), allow_nan=False) + "\n"
+        return json_lines.encode(to_dict(record)).decode()
     except ValueError as error:
-        raise EvalError(f"the {record.named} has a number that is not finite") from error
+        raise _not_finite(record) from error
 
 
 def write_whole(target: Path, text: str) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file whole or not at all, and the folders that it is in.
 
     Raises:
         EvalError: it cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o644)  # mkstemp's files are their owner's alone
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        atomic.write_text(target, text)
     except OSError as error:
-        raise EvalError(f"{target} cannot be written: {error.strerror}") from error
+        raise EvalError(f"{target} cannot be written: {error.strerror or error}") from error
 
 
-def _parse(line: bytes, record: type[L], where: str) -> L:
-    if (version := _version(line)) not in (None, record.VERSION):
+def _record(line: JsonLine, record: type[L], where: str) -> L:
+    version = line.value.get("schema_version") if isinstance(line.value, dict) else None
+    if version not in (None, record.VERSION):
         raise EvalError(
-            f"{where}: schema version {version}, expected {record.VERSION}; another version of safecode-trt wrote it, "
-            "so write to another folder"
+            f"schema version {version}, expected {record.VERSION}; another version of safecode-trt wrote it",
+            where=where,
+            fix="write to another --output",
         )
     try:
-        found = loads(record, line, where)
+        if line.problem is not None:
+            raise ConfigError(line.problem, where=where)
+        return from_dict(record, line.value, where)
     except ConfigError as error:
-        raise EvalError(f"{error}; the file was changed, or another program has written to it") from error
-    try:
-        line_of(found)
-    except EvalError as error:
-        raise EvalError(f"{where}: a number is not finite") from error
-    return found
+        raise EvalError(
+            f"{error.message}; the file was changed, or another program has written to it",
+            field=error.field,
+            where=where,
+        ) from error
 
 
-def _version(line: bytes) -> object:
-    """The schema version that a line names, None if it names none."""
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return data.get("schema_version") if isinstance(data, dict) else None
+def _not_finite(record: Line) -> EvalError:
+    return EvalError(f"the {record.named} has a number that is not finite")

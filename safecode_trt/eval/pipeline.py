@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,13 @@ from safecode_trt.eval.rubrics import RubricJudge
 from safecode_trt.eval.runner import RunnerConfig, bundle_digest
 from safecode_trt.eval.summary import Provenance, Summary, summarise_arms
 from safecode_trt.machine import this_machine
+from safecode_trt.progress import Progress
 from safecode_trt.records import to_dict
 
 __all__ = ["AnswerJudgeKind", "Judging", "Part", "judge_answers", "write_report"]
 
 JUDGEMENTS = "judgements.jsonl"
 AnswerJudgeKind = Literal["matcher", "rubric-endpoint", "rubric-bundle", "human-csv"]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +45,20 @@ class Judging:
     kind: AnswerJudgeKind = "matcher"
     refusals: RefusalList = REFUSALS
     endpoint: EndpointConfig | None = None
-    bundle: Path | None = None
+    judge_bundle: Path | None = None
     labels: Path | None = None
 
     def __post_init__(self) -> None:
         needs: dict[AnswerJudgeKind, tuple[str, object]] = {
-            "rubric-endpoint": ("--answer-endpoint", self.endpoint),
-            "rubric-bundle": ("--answer-bundle", self.bundle),
-            "human-csv": ("--labels", self.labels),
+            "rubric-endpoint": ("endpoint", self.endpoint),
+            "rubric-bundle": ("judge_bundle", self.judge_bundle),
+            "human-csv": ("labels", self.labels),
         }
-        for kind, (option, value) in needs.items():
+        for kind, (name, value) in needs.items():
             if kind == self.kind and value is None:
-                raise ConfigError(f"--answer-judge {kind} needs {option}")
+                raise ConfigError(f"is missing: the answer judge {kind} needs it", field=name)
             if kind != self.kind and value is not None:
-                raise ConfigError(f"{option} is for --answer-judge {kind}, got --answer-judge {self.kind}")
+                raise ConfigError(f"is for the answer judge {kind}, got {self.kind}", field=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def judge_answers(
             {item.key: item for item in part.items},
             judge,
             kept=folder / JUDGEMENTS,
-            progress=lambda done, total: progress("judging", done, total),
+            progress=progress,
         )
         return judge.name, outcomes
 
@@ -103,8 +103,8 @@ def judge_answers(
         return ask(LabelJudge(judging.labels, results))
     if judging.endpoint is not None and judging.kind == "rubric-endpoint":
         return ask(RubricJudge(EndpointModel(judging.endpoint), templates, matcher))
-    if judging.bundle is not None and judging.kind == "rubric-bundle":
-        with closing(BundleModel(judging.bundle, runtime)) as model:
+    if judging.judge_bundle is not None and judging.kind == "rubric-bundle":
+        with closing(BundleModel(judging.judge_bundle, runtime)) as model:
             return ask(RubricJudge(model, templates, matcher))
     return ask(matcher)
 

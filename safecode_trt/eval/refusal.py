@@ -185,7 +185,7 @@ def load_refusals(path: Path) -> RefusalList:
     except OSError as error:
         raise EvalError(f"{path} cannot be read: {error.strerror}") from error
     except ConfigError as error:
-        raise EvalError(str(error)) from error
+        raise EvalError.of(error) from error
     if not given.version.strip() or not given.phrases:
         raise EvalError(f"{path}: expected a version and one or more phrases")
     for phrase in (*given.phrases, *given.exceptions, *given.courtesies):

@@ -77,7 +77,7 @@ class Shard:
         match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         index, count = (int(number) for number in match.groups()) if match else (0, 0)
         if not 1 <= index <= count:
-            raise ConfigError(f"shard must be i/n with 1 <= i <= n, such as 2/4, got {text!r}")
+            raise ConfigError(f"must be i/n with 1 <= i <= n, such as 2/4, got {text!r}", field="shard")
         return cls(index=index, count=count)
 
     def holds(self, key: str) -> bool:
@@ -108,7 +108,8 @@ def finished(results: Iterable[Result], *, mode: str, run: str) -> frozenset[str
     others = sorted({result.run for result in done} - {run})
     if others:
         raise EvalError(
-            f"there are results of mode {mode} from another run ({others[0]}, this one is {run}); write to another file"
+            f"there are results of mode {mode} from another run ({others[0]}, this one is {run})",
+            fix="write to another --output",
         )
     return frozenset(result.key for result in done)
 

@@ -149,7 +149,10 @@ class Runner:
                 failure=f"{type(error).__name__}: {error}",
             )
         if reply.backend_failed:  # its refusal says nothing of the arm
-            raise BackendError(f"{item.key}: {reply.fallback_reason}; the same command goes on from here")
+            raise BackendError(
+                f"{item.key}: {reply.fallback_reason}",
+                fix="run the same command again, which goes on from here",
+            )
         verdict, times = reply.verdict, reply.timings
         return made(
             answer=reply.text,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
+from safecode_trt import remedies
 from safecode_trt.errors import BackendError
 
 __all__ = ["checked", "load_cuda", "load_driver", "load_nvrtc"]
@@ -23,7 +24,8 @@ def load_driver() -> Any:
         status = driver.cuInit(0)
     except RuntimeError as error:  # cuda-python looks for the library at the first call
         raise BackendError(
-            f"no NVIDIA driver was found ({_first_line(error)}), install one; run: nvidia-smi"
+            f"no NVIDIA driver was found ({_first_line(error)})",
+            fix="install one, then check it with nvidia-smi",
         ) from error
     checked(status, "cuInit")
     return driver
@@ -39,7 +41,8 @@ def load_cuda() -> Any:
     status, _ = cuda.cudaGetDeviceCount()
     if int(status) != 0:
         raise BackendError(
-            f"no NVIDIA GPU with a driver for this CUDA was found ({status.name}); check it with: nvidia-smi"
+            f"no NVIDIA GPU with a driver for this CUDA was found ({status.name})",
+            fix="check it with nvidia-smi",
         )
     return cuda
 
@@ -55,8 +58,8 @@ def load_nvrtc() -> Any:
         checked(nvrtc.nvrtcVersion(), "nvrtcVersion")
     except RuntimeError as error:
         raise BackendError(
-            f"CUDA's compiler library NVRTC was not found ({_first_line(error)}); "
-            "run: pip install 'cuda-python[all]'"
+            f"CUDA's compiler library NVRTC was not found ({_first_line(error)})",
+            fix="pip install 'cuda-python[all]'",
         ) from error
     return nvrtc
 
@@ -72,7 +75,7 @@ def checked(result: tuple[Any, ...], call: str) -> Any:
     if int(status) != 0:
         if status.name in OUT_OF_MEMORY:
             raise MemoryError(f"the GPU is out of memory ({call}); close other programs that use it")
-        raise BackendError(f"{call} failed with {status.name}; check the GPU with: nvidia-smi")
+        raise BackendError(f"{call} failed with {status.name}", fix="check the GPU with nvidia-smi")
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
@@ -80,7 +83,7 @@ def _load(name: Literal["driver", "nvrtc", "runtime"]) -> Any:
     try:
         return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:
-        raise BackendError("cuda-python is not installed; run: pip install 'safecode-trt[cuda]'") from error
+        raise BackendError("cuda-python is not installed", fix=remedies.install("cuda")) from error
 
 
 def _first_line(error: Exception) -> str:

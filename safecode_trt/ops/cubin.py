@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from safecode_trt import atomic
 from safecode_trt.cache_folder import cache_folder
 from safecode_trt.errors import BackendError
 from safecode_trt.ops.bindings import checked, load_nvrtc
@@ -71,7 +71,8 @@ def compile_kernels(architecture: str) -> bytes:
             lines = log.rstrip(b"\0").decode(errors="replace").split("\n")
             raise BackendError(
                 f"NVRTC does not compile the kernels for {architecture}: {status.name}: {lines[0].strip()}; "
-                "it may be older than the GPU, update it: pip install --upgrade 'cuda-python[all]'"
+                "it may be older than the GPU",
+                fix="pip install --upgrade 'cuda-python[all]'",
             )
         cubin = bytes(checked(nvrtc.nvrtcGetCUBINSize(program), "nvrtcGetCUBINSize"))
         checked(nvrtc.nvrtcGetCUBIN(program, cubin), "nvrtcGetCUBIN")
@@ -105,14 +106,5 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, cubin: bytes) -> None:
-    # Two processes may make the same file; each renames a whole one to its place.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem[:8], delete=False) as file:
-        try:
-            file.write(hashlib.sha256(cubin).digest() + cubin)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    atomic.write_bytes(path, hashlib.sha256(cubin).digest() + cubin)

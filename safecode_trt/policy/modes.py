@@ -78,19 +78,20 @@ def make_policy(
         return PlainPolicy(fallback=Fallback(kind=kind, text=text))
     _check_stages(names, settings)
     made = [stage for name in names if (stage := MAKERS[name](settings, defaults)) is not None]
-    if any(stage.judged for stage in made):
+    judged = any(stage.judged for stage in made)
+    if judged:
         _check_judge(defaults)
     return StagedPolicy(
         made,
-        judge=JudgeRow(defaults=defaults, threshold=settings.threshold),
+        judge=JudgeRow(defaults=defaults, threshold=settings.threshold if judged else None),
         fallback=Fallback(kind=settings.fallback, text=text),
-        abstain=settings.abstain,
+        abstain=settings.abstain if judged else (),
     )
 
 
 def _method(mode: Mode) -> Method:
     if mode not in METHODS:
-        raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+        raise ConfigError(f"must be one of {', '.join(MODES)}, got {mode!r}", field="mode")
     return METHODS[mode]
 
 
@@ -128,7 +129,8 @@ def _release(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Stage:
     short = len(phrases) < len(defaults.refusal_phrases)
     if not phrases or short or not all(ids and min(ids) >= 0 for _, ids in phrases):
         raise ConfigError(
-            "safecode-release needs refusal phrases of one or more tokens each; give some with --refusals"
+            "safecode-release needs refusal phrases of one or more tokens each",
+            fix="give some with --refusals",
         )
     return release_stage(settings, phrases)
 
@@ -147,33 +149,43 @@ MAKERS: Mapping[StageName, Callable[[SafeCodeConfig, SafeCodeDefaults], Stage | 
 def _check_stages(names: Sequence[StageName], settings: SafeCodeConfig) -> None:
     for name in names:
         if name not in MAKERS:
-            raise ConfigError(f"a stage must be one of {', '.join(STAGES)}, got {name!r}")
+            raise ConfigError(f"must be out of {', '.join(STAGES)}, got {name!r}", field="stages")
     if twice := [a for a, b in pairwise(sorted(names)) if a == b]:
-        raise ConfigError(f"the stage {twice[0]!r} is there twice; name each once")
+        raise ConfigError(f"must name each stage once, got {twice[0]!r} twice", field="stages")
     if "release" in names:
         if len(names) > 1:
-            raise ConfigError("the stage 'release' is a whole method; it goes with no other stage")
+            raise ConfigError(
+                "must be release alone: it is a whole method and goes with no other stage", field="stages"
+            )
         if settings.shift > 2:
-            raise ConfigError(f"the stage 'release' needs a shift of at most 2, got {settings.shift:g}")
+            raise ConfigError(
+                f"must be at most 2 with the stage release, got {settings.shift:g}", field="shift"
+            )
         if not settings.contrast_steps or settings.reference != "noised":
-            raise ConfigError("the stage 'release' needs one or more contrast_steps and the noised reference")
+            key = "reference" if settings.contrast_steps else "contrast_steps"
+            rule = "noised" if settings.contrast_steps else "1 or more, or null for all,"
+            given = getattr(settings, key)
+            raise ConfigError(f"must be {rule} with the stage release, got {given!r}", field=key)
     acting = {"verdict-text", "release"} & set(names)
-    if settings.abstain and acting:
-        raise ConfigError(f"the stage {acting.pop()!r} always acts on the verdict; leave abstain empty")
+    if acting and settings.abstain:
+        raise ConfigError(
+            f"must be empty with the stage {acting.pop()}, which always acts on the verdict", field="abstain"
+        )
 
 
 def _refusal_ids(settings: SafeCodeConfig, defaults: SafeCodeDefaults) -> Ids:
     ids, found = defaults.refusal_token_ids, defaults.refusal_filter
     if not ids or min(ids) < 0:
         raise ConfigError(
-            f"refusal_token_ids must be one or more ids of 0 or more for a verdict to act on, got {ids!r}; "
-            "set shift to 0 to decode without a verdict"
+            f"must be one or more ids of 0 or more for a verdict to act on, got {ids!r}",
+            field="refusal_token_ids",
+            fix="set shift to 0 to decode without a verdict",
         )
     dropped = set(found.dropped) if found is not None and settings.refusal_filter else set()
     kept = np.array(sorted(set(ids) - dropped), np.int64)
     if not len(kept):
         raise ConfigError(
-            "the filter leaves no refusal token; set refusal_filter to false, or give other phrases"
+            "the filter leaves no refusal token", fix="set refusal_filter to false, or give other phrases"
         )
     return kept
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safecode_trt.errors import ConfigError, TraceError
+from safecode_trt.json_lines import JsonLine, LineWriter, read_lines
 from safecode_trt.records import from_dict
 from safecode_trt.trace.reply_record import SCHEMA_VERSION, ReplyRecord
 
 __all__ = ["BadLine", "RecordFile", "read_records"]
 
 HEAD = b'{"schema_version"'
-LONGEST_LINE = 1 << 26
 
 
 class RecordFile:
@@ -31,11 +28,11 @@ class RecordFile:
     def __init__(self, path: Path, *, steps: bool) -> None:
         self._path, self._steps = path, steps
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            if path.is_file():
+                self._check()
+            self._lines = LineWriter(path, shared=True, mode=0o600)
         except OSError as error:
             raise self._unwritable(error) from error
-        if stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            self._continue()
 
     def write(self, record: ReplyRecord) -> None:
         """Adds a record.
@@ -44,34 +41,25 @@ class RecordFile:
             TraceError: it could not be written.
         """
         written = record if self._steps else replace(record, steps=())
-        text = json.dumps(written.to_dict(), ensure_ascii=False, allow_nan=False)
-        self._append((text + "\n").encode("utf-8", "backslashreplace"))
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._descriptor)
-
-    def _continue(self) -> None:
-        """Refuses another kind of file, and ends a line that was cut: the next one is not to be lost with it."""
-        head = os.read(self._descriptor, len(HEAD))
-        if not head:
-            return
-        if head != HEAD:
-            self.close()
-            raise TraceError(f"{self._path} exists and is neither trace nor audit log; choose another file")
-        os.lseek(self._descriptor, -1, os.SEEK_END)
-        if os.read(self._descriptor, 1) != b"\n":
-            self._append(b"\n")
-
-    def _append(self, line: bytes) -> None:
         try:
-            while line:  # a full disk takes a part, and fails at the next call
-                line = line[os.write(self._descriptor, line) :]
+            self._lines.append(written.to_dict())
         except OSError as error:
             raise self._unwritable(error) from error
 
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
+
+    def _check(self) -> None:
+        with self._path.open("rb") as file:
+            head = file.read(len(HEAD))
+        if head not in (b"", HEAD):
+            raise TraceError(
+                f"{self._path} exists and is neither trace nor audit log", fix="choose another file"
+            )
+
     def _unwritable(self, error: OSError) -> TraceError:
-        return TraceError(f"{self._path} cannot be written: {error.strerror}")
+        return TraceError(f"{self._path} cannot be written: {error.strerror or error}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,35 +77,24 @@ def read_records(path: Path) -> Iterator[ReplyRecord | BadLine]:
         TraceError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(LONGEST_LINE):
-                number += 1
-                if len(line) == LONGEST_LINE:
-                    raise TraceError(f"{path} is no trace: line {number} does not end")
-                if line.strip():
-                    yield _read(line, number)
+        for line in read_lines(path):
+            yield _record(line)
     except OSError as error:
         raise TraceError(
-            f"{path} cannot be read: {error.strerror}; expected a file of `safecode-trt run --trace`"
+            f"{path} cannot be read: {error.strerror}; expected a trace",
+            fix=f"safecode-trt run BUNDLE PROMPT --trace {path}",
         ) from error
 
 
-def _read(line: bytes, number: int) -> ReplyRecord | BadLine:
-    try:
-        data = json.loads(line, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        cut = line.startswith(HEAD) and not line.rstrip().endswith(b"}")
-        return BadLine(number=number, reason="is cut off" if cut else "is not valid JSON")
-    version = data.get("schema_version") if isinstance(data, dict) else None
+def _record(line: JsonLine) -> ReplyRecord | BadLine:
+    if line.problem is not None:
+        return BadLine(number=line.number, reason=line.problem)
+    version = line.value.get("schema_version") if isinstance(line.value, dict) else None
     if version != SCHEMA_VERSION:
         found = "is no reply" if version is None else f"has schema version {version!r}"
-        return BadLine(number=number, reason=f"{found}; expected version {SCHEMA_VERSION} of docs/trace.md")
+        reason = f"{found}; expected version {SCHEMA_VERSION} of docs/trace.md"
+        return BadLine(number=line.number, reason=reason)
     try:
-        return from_dict(ReplyRecord, data, "reply")
+        return from_dict(ReplyRecord, line.value, "reply")
     except ConfigError as error:
-        return BadLine(number=number, reason=str(error))
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+        return BadLine(number=line.number, reason=str(error))

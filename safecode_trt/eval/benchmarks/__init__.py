@@ -54,7 +54,7 @@ def read_benchmark(
         EvalError: a file is missing or malformed, a key is there twice, or pictures are missing.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"there is no benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"must be one of {', '.join(BENCHMARKS)}, got {name!r}", field="benchmark")
     benchmark = BENCHMARKS[name]
     if not folder.is_dir():
         raise EvalError(f"{folder} is not a folder; expected {name} from {benchmark.source}")
@@ -62,7 +62,9 @@ def read_benchmark(
     notes: list[str] = []
     for split in splits or benchmark.default:
         if split not in benchmark.splits:
-            raise ConfigError(f"{name} has no split {split!r}; expected one of {', '.join(benchmark.splits)}")
+            raise ConfigError(
+                f"must be out of {', '.join(benchmark.splits)} for {name}, got {split!r}", field="split"
+            )
         draft = benchmark.read(folder, split, templates)
         found += draft.items
         notes += [f"{name} {split}: {note} ({times} times)" for note, times in Counter(draft.notes).items()]
@@ -74,7 +76,7 @@ def read_benchmark(
             f"{name}: {len(missing)} of {len(found)} items lack their picture, the first {missing[0].picture}"
         )
         if not allow_missing:
-            raise EvalError(f"{text}; complete the folder, or allow missing pictures")
+            raise EvalError(text, fix="complete the folder, or pass --allow-missing")
         notes.append(text)
     absent = {item.key for item in missing}
     items = tuple(item for item in found if item.key not in absent)

@@ -41,7 +41,7 @@ def _read(folder: Path, split: str, templates: Templates) -> Draft:
         try:
             line = from_dict(DemoLine, record.data, record.where)
         except ConfigError as error:
-            raise EvalError(str(error)) from error
+            raise EvalError.of(error) from error
         draft.items.append(
             EvalItem(
                 benchmark="demo-world",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from safecode_trt import json_lines
 from safecode_trt.errors import EvalError
 
 __all__ = [
@@ -102,14 +102,15 @@ def records(data: object, where: str) -> list[Record]:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file, in which no object has a key twice."""
-    return _parse(_read(path), str(path))
+    try:
+        return json_lines.parse(_read(path).encode())
+    except ValueError as error:
+        raise EvalError(f"{path} {error}") from error
 
 
 def read_lines(path: Path) -> list[Record]:
     """The objects of a file with one JSON object a line; blank lines do not count."""
-    # Not splitlines(): a text may hold separators that only Unicode knows as ends of lines.
-    lines = enumerate(_read(path).split("\n"), start=1)
-    return [Record(_parse(line, f"{path}:{n}"), f"{path}:{n}") for n, line in lines if line.strip()]
+    return [Record(value, where) for where, value in json_lines.read_values(path, EvalError)]
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[Record]:
@@ -168,23 +169,6 @@ def _read(path: Path) -> str:
         raise EvalError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except OSError as error:
         raise EvalError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        twice = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-        if twice:
-            raise EvalError(f"{where}: the key {twice[0]!r} is there twice in one object")
-        return dict(pairs)
-
-    def no_number(word: str) -> Any:
-        raise EvalError(f"{where}: {word} is no number that JSON has")
-
-    try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
-    except (ValueError, RecursionError) as error:
-        raise EvalError(f"{where}: not valid JSON ({error})") from error
 
 
 def _say(value: object) -> str:

@@ -27,7 +27,9 @@ def _read(folder: Path, split: str, templates: Templates) -> Draft:
         names: tuple[str, ...] = (f"data_contrast/{INFORMATION}",)
     else:
         if folder.name == "data_contrast":
-            raise EvalError(f"{folder} is the contrast set; give the folder above it, and --split contrast")
+            raise EvalError(
+                f"{folder} is the contrast set", fix=f"pass --data {folder.parent} --split contrast"
+            )
         names = (f"data/{INFORMATION}", INFORMATION)
     path = first_file(folder, names, "the folder of MOSSBench")
     draft = Draft()

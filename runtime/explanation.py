@@ -7,22 +7,20 @@ itself, or repeats the request: a refusal must not carry what it refuses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from safecode_trt.deadline import Deadline
 from safecode_trt.errors import PromptError
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.models import Features
 from safecode_trt.policy.plain import PLAIN
 from safecode_trt.runtime.contexts import FeatureKey
+from safecode_trt.runtime.model import Model, Prefilled
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.refusals import opens_with, words_of
+from safecode_trt.runtime.request import Request
 from safecode_trt.runtime.side_queries import complete, prefill_again
-
-if TYPE_CHECKING:
-    from safecode_trt.runtime.engine import Engine, Prefilled
-    from safecode_trt.runtime.request import Request
 
 __all__ = ["CLAUSE_TOKENS", "RUN", "explain", "presentable", "refuses"]
 
@@ -45,34 +43,34 @@ when where which who why will with would you your
 
 
 def explain(
-    engine: Engine,
+    model: Model,
     messages: Sequence[Message],
     asked: Request,
     ready: Prefilled,
     *,
     seed: int,
-    seen: dict[FeatureKey, Features],
-    check_time: Callable[[], None],
+    known: dict[FeatureKey, Features],
+    deadline: Deadline,
 ) -> str | None:
     """The explanation of a refusal of `asked`, whose cache in `ready` is used up; None if there is none to show.
 
     Raises:
         SteeringError: the logits are not finite, or the reply's time is over.
     """
-    defaults = engine.bundle.manifest.safecode
+    defaults = model.bundle.manifest.safecode
     *earlier, last = messages
     question = replace(last, text=defaults.reason_template.replace("{request}", last.text))
     try:
-        request = engine.prepare([*earlier, question], asked.images, PLAIN.plan)
+        request = model.prepare([*earlier, question], asked.images, PLAIN.plan)
     except PromptError:  # the question is longer than the request, and there is no room for it
         return None
-    features = engine.features(request, seed=seed, seen=seen)
+    features = model.features(request, seed=seed, known=known)
     clause = complete(
-        engine,
+        model,
         request,
-        prefill_again(engine, request, features, asked, ready),
+        prefill_again(model, request, features, asked, ready),
         max_new_tokens=CLAUSE_TOKENS,
-        check_time=check_time,
+        deadline=deadline,
     )
     reason = presentable(clause, last.text, defaults.refusal_phrases)
     return None if reason is None else defaults.explanation.replace("{reason}", reason)

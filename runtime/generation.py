@@ -7,30 +7,22 @@ in the policy's fallback, with the reason in the reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 from traceback import clear_frames
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from safecode_trt.config import SamplingParams
-from safecode_trt.errors import BackendError, ConfigError, PromptError, SteeringError
-from safecode_trt.policy.base import Plan, Policy, Verdict
+from safecode_trt.deadline import Cancelled, Deadline
+from safecode_trt.errors import BackendError, ConfigError, DeadlineError, PromptError, SteeringError
+from safecode_trt.policy.base import Policy, Verdict
 from safecode_trt.policy.plain import PLAIN
-from safecode_trt.runtime.attempt import FAILURES, Asked, Attempt
-from safecode_trt.runtime.clock import Clock, LateError
+from safecode_trt.runtime.attempt import FAILURES, Attempt, Inputs
 from safecode_trt.runtime.judges.judge import Case, Judge
+from safecode_trt.runtime.model import Model
 from safecode_trt.runtime.prompt import Message
 from safecode_trt.runtime.reply import Chunk, FinishReason, Reply, Timings
 
-if TYPE_CHECKING:
-    from safecode_trt.runtime.engine import Engine
-
 __all__ = ["Generation"]
-
-
-class _Cancelled(Exception):
-    """The caller has cancelled before anything was decoded."""
 
 
 class Generation:
@@ -38,7 +30,7 @@ class Generation:
 
     def __init__(
         self,
-        engine: Engine,
+        model: Model,
         messages: Sequence[Message],
         images: Sequence[Image.Image],
         *,
@@ -48,19 +40,18 @@ class Generation:
         judge: Judge | None = None,
         explain: bool = False,
     ) -> None:
-        self._asked = Asked(
-            engine=engine,
+        self._inputs = Inputs(
+            model=model,
             messages=messages,
             images=images,
             sampling=sampling,
-            clock=Clock(sampling.time_limit),
-            cancel=cancel or (lambda: False),
+            deadline=Deadline(sampling.deadline_s, cancelled=cancel or (lambda: False)),
         )
         self._policy, self._explain = policy, explain
         self._judge = judge if policy.plan.judged else None
         # Before any work: what the caller did wrong is raised here.
-        plan = policy.plan if self._judge is None else _without_judge(policy.plan)
-        self._attempt = Attempt(self._asked, policy, plan=plan)
+        request = self._inputs.prepare(policy.plan if self._judge is None else policy.plan.without_judge())
+        self._attempt = Attempt(self._inputs, policy, request)
         self._verdict: Verdict | None = None
         self._judge_s = 0.0
         self._fallback_text: str | None = None
@@ -74,7 +65,7 @@ class Generation:
             if self._judge is not None:
                 self._attempt = self._informed(self._judge)
             reason = yield from self._attempt.chunks(explained=self._explain)
-        except _Cancelled:
+        except Cancelled:
             reason = "cancelled"
         except FAILURES as error:
             reason = yield from self._fall_back(error)
@@ -84,46 +75,42 @@ class Generation:
 
     def _informed(self, judge: Judge) -> Attempt:
         """An attempt with the judge's verdict, which may ask for other prompts."""
-        asked, begin = self._asked, self._asked.clock.elapsed
+        inputs, deadline = self._inputs, self._inputs.deadline
+        begin = deadline.elapsed
         case = Case(
-            engine=asked.engine,
-            messages=asked.messages,
-            images=asked.images,
-            seed=asked.sampling.seed,
-            seen=asked.seen,
-            check_time=self._check_judge,
-            seconds_left=lambda: asked.clock.left,
+            model=inputs.model,
+            messages=inputs.messages,
+            images=inputs.images,
+            seed=inputs.sampling.seed,
+            features=inputs.features,
+            deadline=deadline,
         )
         try:
             self._verdict = judge.judge(case)
         except ConfigError as error:  # of a verdict that is none
             raise SteeringError(f"the judge {judge.name} gave no verdict: {error}") from error
         finally:
-            self._judge_s = asked.clock.elapsed - begin
-        self._check_judge()
+            self._judge_s = deadline.elapsed - begin
+        deadline.check("the judge")
+        policy = self._policy.informed(self._verdict)
         try:
-            return Attempt(asked, self._policy.informed(self._verdict))
+            return Attempt(inputs, policy, inputs.prepare(policy.plan))
         except PromptError as error:
             raise SteeringError(f"the prompt with the verdict cannot be made: {error}") from error
 
-    def _check_judge(self) -> None:
-        if self._asked.cancel():
-            raise _Cancelled
-        self._asked.clock.check("the judge")
-
     def _fall_back(self, error: Exception) -> Generator[Chunk, None, FinishReason]:
-        fallback, late = self._policy.fallback, isinstance(error, LateError)
+        fallback, late = self._policy.fallback, isinstance(error, DeadlineError)
         self._note(error)
         if fallback.kind == "error":
             raise error
         if fallback.kind == "plain" and late:
-            return "time_limit"
+            return "deadline"
         if self._attempt.text:
             yield Chunk(text="\n")
         if fallback.kind == "plain":
             _let_go(error)
             self._verdict = self._attempt.verdict or self._verdict
-            self._attempt = Attempt(self._asked, PLAIN)
+            self._attempt = Attempt(self._inputs, PLAIN, self._inputs.prepare(PLAIN.plan))
             try:
                 return (yield from self._attempt.chunks())
             except FAILURES as again:
@@ -141,11 +128,11 @@ class Generation:
         reason, before = str(error) or type(error).__name__, self._fallback_reason
         self._fallback_reason = reason if before is None else f"{before}; and plain decoding: {reason}"
         self._backend_failed |= isinstance(error, BackendError | MemoryError)
-        if not isinstance(error, LateError):
-            self._asked.engine.forget()
+        if not isinstance(error, DeadlineError):
+            self._inputs.model.forget()
 
     def _reply(self, reason: FinishReason) -> Reply:
-        total, attempt, said = self._asked.clock.elapsed, self._attempt, self._fallback_text
+        total, attempt, said = self._inputs.deadline.elapsed, self._attempt, self._fallback_text
         tokens = tuple(attempt.tokens) if said is None else ()
         first_token_s = attempt.first_token_s if said is None else 0.0
         decode_s = total - attempt.explain_s - first_token_s
@@ -159,7 +146,7 @@ class Generation:
             backend_failed=self._backend_failed,
             verdict=attempt.verdict or self._verdict,
             trace=tuple(attempt.traces) if said is None else (),
-            seed=self._asked.sampling.seed,
+            seed=self._inputs.sampling.seed,
             noise=attempt.request.plan.noise,
             prompt_tokens=len(attempt.request.tokens["request"]),
             timings=Timings(
@@ -179,7 +166,3 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _without_judge(plan: Plan) -> Plan:
-    return replace(plan, contexts=tuple(each for each in plan.contexts if each.name != "judge"))

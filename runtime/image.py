@@ -19,10 +19,9 @@ from safecode_trt.runtime.picture_format import open_file
 
 __all__ = [
     "MAX_PIXELS",
-    "PictureSource",
     "Pixels",
+    "RawPicture",
     "add_noise",
-    "as_sources",
     "diffuse",
     "noise_views",
     "normalise",
@@ -32,20 +31,13 @@ __all__ = [
 
 DIFFUSION_STEPS = 1000
 Pixels = NDArray[np.float32]
-PictureSource = str | Path | bytes | Image.Image | NDArray[np.uint8]
+RawPicture = str | Path | bytes | Image.Image | NDArray[np.uint8]
 """A file, its bytes, or a picture that is open; an array is (height, width, 3) in RGB."""
 NUMBERS = ("I", "F")
 """Modes whose pixels are numbers of any range: nobody can say which of them is white."""
 
 
-def as_sources(image: PictureSource | Sequence[PictureSource] | None) -> list[PictureSource]:
-    """One picture, several, or none as a list."""
-    if isinstance(image, Sequence) and not isinstance(image, str | bytes | bytearray):
-        return list(image)
-    return [] if image is None else [image]
-
-
-def open_picture(source: PictureSource, *, name: str = "the picture") -> Image.Image:
+def open_picture(source: RawPicture, *, name: str = "the picture") -> Image.Image:
     """Any picture as upright RGB: first frame, EXIF rotation applied, transparency on white.
 
     `name` stands in errors about a source that is no path.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from PIL import Image
 
 from safecode_trt import atomic
 from safecode_trt.errors import ConfigError, PictureError
-from safecode_trt.runtime.image import MAX_PIXELS, open_picture
+from safecode_trt.runtime.image import MAX_PIXELS, RawPicture, open_picture
 
-__all__ = ["PictureFile", "PictureStore", "read_picture"]
+__all__ = ["PictureFile", "PictureSource", "PictureStore", "as_images", "read_picture"]
 
 LARGEST_FILE = 8 * MAX_PIXELS  # four channels of 16 bits, not compressed
 
@@ -45,6 +47,23 @@ def read_picture(path: Path) -> PictureFile:
         raise PictureError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     image = open_picture(data, name=str(path))
     return PictureFile(image=image, data=data, sha256=hashlib.sha256(data).hexdigest())
+
+
+PictureSource = RawPicture | PictureFile
+"""What is shown to a model: a picture in any form, or one that `read_picture` has read and decoded."""
+
+
+def as_images(image: PictureSource | Sequence[PictureSource] | None) -> list[Image.Image]:
+    """One picture, several, or none, each upright and in RGB; what is decoded already is taken as it is.
+
+    Raises:
+        PictureError: a picture cannot be used.
+    """
+    if image is None:
+        return []
+    several = isinstance(image, Sequence) and not isinstance(image, str | bytes | bytearray)
+    sources = cast(Sequence[PictureSource], image if several else [image])
+    return [each.image if isinstance(each, PictureFile) else open_picture(each) for each in sources]
 
 
 class PictureStore:

@@ -10,7 +10,7 @@ from safecode_trt.records import to_dict
 
 __all__ = ["Chunk", "FinishReason", "Reply", "Timings"]
 
-FinishReason = Literal["stop", "length", "capacity", "time_limit", "cancelled", "settled", "fallback"]
+FinishReason = Literal["stop", "length", "capacity", "deadline", "cancelled", "settled", "fallback"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.ops.fused import FusedChoice, FusedStep
+from safecode_trt.runtime.choose import Chooser, HostChooser
 
-__all__ = ["CacheMemory", "DecoderFeeds", "HostLogits", "Prefix", "Session", "StepLogits"]
+__all__ = ["CacheMemory", "DecoderFeeds", "Prefix", "Session"]
 
 Array = NDArray[Any]
 
@@ -79,35 +79,6 @@ class CacheMemory(Protocol):
         """Copies saved positions into a row."""
 
 
-class StepLogits(Protocol):
-    """The logits (C, V) of one pass, wherever they are, until the session's next one."""
-
-    def fetch(self) -> NDArray[np.float32]:
-        """The logits in the host's memory."""
-
-    def choose(self, step: FusedStep, uniform: float) -> FusedChoice | None:
-        """A token chosen where they are, without fetching them; None if that is for the host.
-
-        `uniform` is the sampler's number for the token.
-
-        Raises:
-            SteeringError: the logits are not finite.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class HostLogits:
-    """Logits that are on the host already, and so are chosen from there."""
-
-    logits: NDArray[np.float32]
-
-    def fetch(self) -> NDArray[np.float32]:
-        return self.logits
-
-    def choose(self, step: FusedStep, uniform: float) -> None:
-        return None
-
-
 class Session(Protocol):
     """Executes the vision encoder and the decoder of one bundle on one backend."""
 
@@ -126,8 +97,14 @@ class Session(Protocol):
         The other rows of the memory are neither read nor written. The logits are valid until the next call.
         """
 
-    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
-        """`decode` for all rows that are carried, with logits that need not leave the device."""
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> Any:
+        """`decode` for all rows that are carried: logits (C, V) in a form that the session's choosers take.
+
+        On the host an array; elsewhere they need not leave the device. Valid until the next call.
+        """
+
+    def chooser(self, host: HostChooser) -> Chooser:
+        """What chooses the tokens of one reply from `step`'s logits; `host` itself where they are on the host."""
 
     def close(self) -> None:
         """Releases what the session holds."""

@@ -70,7 +70,7 @@ def _finite(name: str, value: float, low: float, high: float = math.inf) -> None
 class SamplingParams:
     """How one token is chosen from one row of logits, and when a reply ends.
 
-    temperature 0 is greedy. `time_limit` is in seconds for the whole reply, None for no limit. `ignore_eos` goes
+    temperature 0 is greedy. `deadline_s` is in seconds for the whole reply, None for no limit. `ignore_eos` goes
     on behind the model's end of turn, for benchmarks.
     """
 
@@ -82,7 +82,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ()
-    time_limit: float | None = None
+    deadline_s: float | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -97,8 +97,8 @@ class SamplingParams:
         _require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
         for text in self.stop:
             _require(bool(text), "stop", "text that is not empty", text)
-        if self.time_limit is not None:
-            _finite("time_limit", self.time_limit, 0.0)
+        if self.deadline_s is not None:
+            _finite("deadline_s", self.deadline_s, 0.0)
 
 
 PLAIN_SAMPLING = SamplingParams()

@@ -12,6 +12,7 @@ SafeCodeError
 |-- EndpointError      a model behind an address is down, slow or answers nonsense (whoever runs it)
 |-- EvalError          a benchmark's files or a results file cannot be used (the caller)
 `-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
+    `-- DeadlineError  the time was over before the reply could be trusted
 
 What a program may need of a failure is data: the kind is `code`, the setting at fault `field`, the remedy `fix`.
 """
@@ -26,6 +27,7 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "ConfigError",
+    "DeadlineError",
     "EndpointError",
     "EvalError",
     "PictureError",
@@ -136,3 +138,9 @@ class SteeringError(SafeCodeError):
     """The logits or the verdict of a reply cannot be trusted; the configured fallback answers instead."""
 
     code = "steering"
+
+
+class DeadlineError(SteeringError):
+    """The time was over before the reply could be trusted."""
+
+    code = "deadline"

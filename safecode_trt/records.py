@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from safecode_trt.errors import ConfigError
 
-__all__ = ["changed", "from_dict", "loads", "overridden", "to_dict"]
+__all__ = ["changed", "from_dict", "loads", "overridden", "replaced", "to_dict"]
 
 Record = TypeVar("Record")
 TYPES = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
@@ -71,6 +71,15 @@ def changed(record: Record, changes: Sequence[str], where: str) -> Record:
     return from_dict(type(record), data, where)
 
 
+def replaced(record: Record, values: Mapping[str, Any], where: str = "") -> Record:
+    """The record with some values replaced; a mapping for a record inside it replaces some of that one's.
+
+    Raises:
+        ConfigError: a key is unknown, or a value does not fit.
+    """
+    return from_dict(type(record), _merged(to_dict(record), values), where)
+
+
 def overridden(record: Record, path: Path) -> Record:
     """The record with the values that a JSON file gives.
 
@@ -86,7 +95,7 @@ def overridden(record: Record, path: Path) -> Record:
         raise ConfigError(f"not valid JSON ({error})", where=where) from error
     if not isinstance(given, dict):
         raise ConfigError(f"expected an object, got {type(given).__name__}", where=where)
-    return from_dict(type(record), {**to_dict(record), **given}, where)
+    return replaced(record, given, where)
 
 
 def to_dict(record: Any) -> Any:
@@ -119,6 +128,15 @@ def _record(record: type[Record], data: object, path: str) -> Record:
         return record(**values)
     except ConfigError as error:
         raise ConfigError.of(error, field=_inside(path, error.field) if error.field else path) from error
+
+
+def _merged(data: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    both = {key: (data.get(key), value) for key, value in values.items()}
+    nested = {
+        key: _merged(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+        for key, (old, new) in both.items()
+    }
+    return {**data, **nested}
 
 
 def _inside(path: str, key: object) -> str:

@@ -19,12 +19,12 @@ from PIL import Image
 from safecode_trt.bundle import Bundle, file_entry, write_manifest
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
 from safecode_trt.contract import AttentionForm
+from safecode_trt.engine import Engine
 from safecode_trt.manifest import DECODER, VISION_ENCODER, EngineEntry, EngineGraph, Flavour
 from safecode_trt.models import load_spec
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
 from safecode_trt.policy.plain import PLAIN
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.engine_choice import engine_spec
 from safecode_trt.runtime.reply import Reply
 from tests.fake_tensorrt import write_engine

@@ -11,15 +11,16 @@ from PIL import Image
 from safecode_trt.endpoint import EndpointSettings
 from safecode_trt.errors import SteeringError
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.judges import Case, Judge, JudgeConfig, make_judge
+from safecode_trt.runtime.model import Model
 
-__all__ = ["CASE", "NO_ENGINE", "PICTURE", "REQUEST", "Says", "made"]
+__all__ = ["CASE", "NO_MODEL", "PICTURE", "REQUEST", "Says", "made"]
 
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint32).reshape(96, 96, 3).astype(np.uint8))
 REQUEST = [Message(role="user", text="can i pour water on it?", images=1)]
-NO_ENGINE = cast(Engine, None)
-CASE = Case(engine=NO_ENGINE, messages=REQUEST, images=[PICTURE])
+NO_MODEL = cast(Model, None)
+CASE = Case(model=NO_MODEL, messages=REQUEST, images=[PICTURE])
 
 
 def made(*judges: str, **settings: Any) -> Judge:

@@ -6,8 +6,9 @@ import numpy as np
 from PIL import Image
 
 from safecode_trt.config import SafeCodeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine, Reply
+from safecode_trt.runtime import Reply
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
@@ -20,8 +21,8 @@ REQUEST = "can i pour water on it?"
 
 
 def null(engine: Engine) -> NullSession:
-    assert isinstance(engine.session, NullSession)
-    return engine.session
+    assert isinstance(engine.model.session, NullSession)
+    return engine.model.session
 
 
 def ask(engine: Engine, settings: SafeCodeConfig | None = None, sampling: SamplingParams = SHORT) -> Reply:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.config import RuntimeConfig
+from safecode_trt.engine import Engine
 from safecode_trt.errors import CapacityError, SafeCodeError
 from safecode_trt.models import known_model_types, load_spec
-from safecode_trt.runtime import Engine
 from tests.cli_runner import ASK, call, fails
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints

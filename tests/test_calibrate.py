@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
+from safecode_trt.engine import Engine
 from safecode_trt.errors import ConfigError, EvalError
 from safecode_trt.eval.calibrate import MIN_ITEMS, LabelledItem, Measured, calibrate, fit, read_items, score
-from safecode_trt.runtime import Engine
 from tests.cli_runner import call, fails
 from tests.null_bundle import write_null_bundle
 from write_demo_items import write_items
@@ -171,27 +171,27 @@ def some_items() -> list[LabelledItem]:
 def test_logits_that_are_not_finite_name_their_item(
     bad: float, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = engine.session.decode
+    decode = engine.model.session.decode
 
     def broken(*arguments: Any, **options: Any) -> Any:
         logits = decode(*arguments, **options)
         logits[:, 3] = bad
         return logits
 
-    monkeypatch.setattr(engine.session, "decode", broken)
+    monkeypatch.setattr(engine.model.session, "decode", broken)
     with pytest.raises(EvalError, match="item 0: the judge's logits are not finite"):
         calibrate(engine, some_items(), [], quiet)
 
 
 def test_an_excluded_verdict_names_its_item(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = engine.session.decode
+    decode = engine.model.session.decode
 
     def one_sided(*arguments: Any, **options: Any) -> Any:
         logits = decode(*arguments, **options)
         logits[:, engine.bundle.manifest.safecode.safe_token_id] = -math.inf
         return logits
 
-    monkeypatch.setattr(engine.session, "decode", one_sided)
+    monkeypatch.setattr(engine.model.session, "decode", one_sided)
     with pytest.raises(EvalError, match="item 0: the judge excludes one of its two verdicts"):
         calibrate(engine, some_items(), [], quiet)
 

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError
 from safecode_trt.eval.benchmarks import BENCHMARKS
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends.null import NullSession
 from tests import benchmark_folders as folders
 from tests.cli_runner import fails, start

@@ -13,7 +13,8 @@ from PIL import Image
 from safecode_trt.bundle import Bundle
 from safecode_trt.cli.options import MADE_UP
 from safecode_trt.config import MODES
-from safecode_trt.runtime import Chunk, Engine
+from safecode_trt.engine import Engine
+from safecode_trt.runtime import Chunk
 from tests.cli_runner import ASK, call, fails, said, start
 from tests.null_bundle import write_null_bundle
 
@@ -39,8 +40,8 @@ def test_run_answers_on_stdout_and_talks_on_stderr(bundle: Path, picture: Path, 
 def test_the_summary_counts_what_there_is(bundle: Path) -> None:
     one = run(bundle, "--mode", "plain", "--max-new-tokens", 1, ASK).stderr
     assert "1 token, first after" in one and "then" not in one
-    none = run(bundle, "--time-limit", 0, ASK).stderr
-    assert "fallback: the time limit" in none and "tokens" not in none and "first" not in none
+    none = run(bundle, "--deadline", 0, ASK).stderr
+    assert "fallback: the deadline" in none and "tokens" not in none and "first" not in none
 
 
 def test_quiet_leaves_the_answer_only(bundle: Path, picture: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 import drawn_world
 from safecode_trt.config import MODES, Mode, SamplingParams
 from safecode_trt.contract import Precision
+from safecode_trt.engine import Engine
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine
 from tests.cli_runner import ASK, call
 from tests.null_bundle import DEMO
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BundleError, CapacityError, CheckpointError, PromptError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER
 from safecode_trt.policy import Policy, make_policy
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime import engine as engine_module
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.judges import JudgeConfig, make_judge

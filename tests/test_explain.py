@@ -80,7 +80,7 @@ def test_a_refusal_that_is_lowered() -> None:
         (record(finish_reason="fallback", fallback_reason="NaN"), "the fallback answered, because NaN"),
         (record(fallback_reason="NaN"), "decoding went on plainly, because NaN"),
         (
-            record(fallback_reason="late", finish_reason="time_limit"),
+            record(fallback_reason="late", finish_reason="deadline"),
             "the reply was cut before its steering was through, because late",
         ),
     ],

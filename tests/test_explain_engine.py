@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.ops.reference import Logits
 from safecode_trt.policy import Verdict, make_policy
 from safecode_trt.policy.base import Combined
 from safecode_trt.policy.staged import StagedSteering
-from safecode_trt.runtime import Engine
 from safecode_trt.trace.reading import ranked, reading, step_reading
 from safecode_trt.trace.record_file import read_records
 from safecode_trt.trace.reply_record import ReplyRecord, make_record
@@ -92,9 +92,9 @@ def test_a_lowered_leader_is_still_recorded(bundle: Path, shift: float) -> None:
         record = make_record(
             reply,
             bundle="",
-            backend=engine.session.name,
+            backend=engine.model.session.name,
             manifest=manifest,
-            tokenizer=engine.prompts.tokenizer,
+            tokenizer=engine.model.prompts.tokenizer,
             messages=(),
             image_sha256=(),
             mode="safecode",

@@ -16,9 +16,10 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.policy import PLAIN, Policy, make_policy
 from safecode_trt.policy.base import Context, Plan, PromptEdit
-from safecode_trt.runtime import Engine, Message, Reply
+from safecode_trt.runtime import Message, Reply
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.explanation import CLAUSE_TOKENS, presentable, refuses
 from safecode_trt.runtime.judges import JudgeConfig, make_judge
@@ -127,7 +128,7 @@ def test_a_reply_that_was_cut_is_not_explained(engine: Engine) -> None:
 
 def test_a_clause_that_fails_leaves_the_refusal(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = SamplingParams(max_new_tokens=LENGTH, stop=(ask(engine, explain=False).text[-3:],))
-    decode, calls, sound = engine.session.decode, 0, 10_000
+    decode, calls, sound = engine.model.session.decode, 0, 10_000
 
     def broken_later(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
@@ -144,7 +145,7 @@ def test_a_clause_that_fails_leaves_the_refusal(engine: Engine, monkeypatch: pyt
             explain=explain,
         )
 
-    monkeypatch.setattr(engine.session, "decode", broken_later)
+    monkeypatch.setattr(engine.model.session, "decode", broken_later)
     expected = refusal(explain=False)
     calls, sound = 0, calls
     reply = refusal(explain=True)
@@ -167,8 +168,8 @@ def test_a_clause_that_fails_spoils_no_later_reply(engine: Engine) -> None:
             explain=explain,
         )
 
-    session = Spoiling(engine.session.geometry)  # type: ignore[attr-defined]
-    engine.session, session.sound = session, True
+    session = Spoiling(engine.model.session.geometry)  # type: ignore[attr-defined]
+    engine.model.session, session.sound = session, True
     expected = refusal(explain=False)
     session.spoils_after = 2 * len(session.calls)
     assert refusal(explain=True).explanation is None
@@ -179,18 +180,18 @@ def test_a_clause_that_fails_spoils_no_later_reply(engine: Engine) -> None:
 def test_the_picture_is_neither_encoded_nor_read_again(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(engine.session, NullSession)
+    assert isinstance(engine.model.session, NullSession)
     bare = ask(engine, explain=False)
     stop = SamplingParams(max_new_tokens=LENGTH, stop=(bare.text[-3:],))
-    encode, encoded = engine.session.encode, 0
+    encode, encoded = engine.model.session.encode, 0
 
     def counted(inputs: Any) -> Any:
         nonlocal encoded
         encoded += 1
         return encode(inputs)
 
-    monkeypatch.setattr(engine.session, "encode", counted)
-    calls = engine.session.calls
+    monkeypatch.setattr(engine.model.session, "encode", counted)
+    calls = engine.model.session.calls
     new = []
     for explain in (False, True):
         calls.clear()
@@ -219,14 +220,14 @@ JUDGED = Plan(
 def check_prefill_again(engine: Engine) -> None:
     asked = [Message(role="user", text="can i touch it?", images=1)]
     question = [Message(role="user", text="can you say what is here?", images=1)]
-    first = engine.prepare(asked, [PICTURE], JUDGED)
-    seen = engine.features(first, seed=0)
-    ready = engine.prefill(first, seen)
-    second = engine.prepare(question, [PICTURE], PLAIN.plan)
-    features = engine.features(second, seed=0, seen=seen)
-    again = prefill_again(engine, second, features, first, ready)
-    engine.release(again.cache)
-    fresh = first_logits(engine, question, [PICTURE], seed=0)
+    first = engine.model.prepare(asked, [PICTURE], JUDGED)
+    seen = engine.model.features(first, seed=0)
+    ready = engine.model.prefill(first, seen)
+    second = engine.model.prepare(question, [PICTURE], PLAIN.plan)
+    features = engine.model.features(second, seed=0, known=seen)
+    again = prefill_again(engine.model, second, features, first, ready)
+    engine.model.release(again.cache)
+    fresh = first_logits(engine.model, question, [PICTURE], seed=0)
     np.testing.assert_allclose(again.logits[0], fresh, rtol=1e-4, atol=1e-4)
 
 

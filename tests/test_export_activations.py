@@ -11,9 +11,9 @@ from PIL import Image
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm, Geometry, Precision, decoder_graph
+from safecode_trt.engine import Engine
 from safecode_trt.errors import CheckpointError, ConfigError
 from safecode_trt.models import ModelSpec, load_spec
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from tests.decoder_runner import DecoderRunner, prefill

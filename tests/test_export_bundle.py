@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BundleError, CheckpointError, ConfigError, SafeCodeError
 from safecode_trt.export import ExportConfig, export_bundle
 from safecode_trt.export.package import special_tokens
 from safecode_trt.export.parity import require_passed
 from safecode_trt.manifest import EMBEDDINGS, GraphParity, Parity
 from safecode_trt.models import load_spec
-from safecode_trt.runtime.engine import Engine
 from safecode_trt.tensors import map_tensors
 
 pytest.importorskip("torch")

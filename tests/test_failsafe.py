@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from safecode_trt.config import PAPER, RuntimeConfig
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError, SteeringError
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends.null import NullSession
+from safecode_trt.runtime.model import Model
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 from tests.judge_cases import made as made_judge
 from tests.null_bundle import write_null_bundle
@@ -37,7 +38,7 @@ def engine(folder: Path) -> Iterator[Engine]:
 @pytest.mark.parametrize("at", [2, 3, 4, 6])  # the real row, the noised, the judge; a steered step
 @pytest.mark.parametrize("fault", [np.nan, np.inf, MemoryError("no memory"), BackendError("device lost")])
 def test_what_cannot_be_trusted_is_refused(engine: Engine, fault: Exception | float, at: int) -> None:
-    engine.session = Broken(null(engine), fault, at)
+    engine.model.session = Broken(null(engine), fault, at)
     reply = ask(engine, PAPER)
     assert reply.finish_reason == "fallback" and reply.fallback_reason
     assert reply.text == "Sorry, I cannot help with that."
@@ -46,70 +47,70 @@ def test_what_cannot_be_trusted_is_refused(engine: Engine, fault: Exception | fl
 def test_a_failed_reply_spoils_no_later_one(engine: Engine) -> None:
     settings = engine.bundle.manifest.safecode.settings  # with a prefix that is kept
     sound, session = null(engine), Spoiling(null(engine).geometry)
-    engine.session = session
+    engine.model.session = session
     assert ask(engine, settings).finish_reason == "fallback"
     session.sound = True
     later = ask(engine, settings)
-    with Engine(engine.bundle, sound) as fresh:
+    with Engine(Model(engine.bundle, sound)) as fresh:
         assert later.token_ids == ask(fresh, settings).token_ids
 
 
 def test_the_other_fallbacks(engine: Engine) -> None:
     plain = ask(engine)
-    engine.session = Broken(null(engine), np.nan, 2)
+    engine.model.session = Broken(null(engine), np.nan, 2)
     assert ask(engine, replace(PAPER, fallback="plain")).text == plain.text
-    engine.session = Broken(null(engine), np.nan, 2)
+    engine.model.session = Broken(null(engine), np.nan, 2)
     with pytest.raises(SteeringError):
         ask(engine, replace(PAPER, fallback="error"))
 
 
 def test_no_time_for_the_steered_steps_is_a_refusal(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling = replace(SHORT, time_limit=0.0)
+    sampling = replace(SHORT, deadline_s=0.0)
     assert ask(engine, PAPER, sampling).finish_reason == "fallback"
     plain = ask(engine, None, sampling)  # where nothing is steered there is nothing to distrust
-    assert (plain.finish_reason, plain.fallback_reason) == ("time_limit", None)
+    assert (plain.finish_reason, plain.fallback_reason) == ("deadline", None)
     encode = null(engine).encode
 
     def slow(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         time.sleep(0.02)
         return encode(inputs)
 
-    monkeypatch.setattr(engine.session, "encode", slow)
-    late = ask(engine, PAPER, replace(SHORT, time_limit=0.01))
-    assert late.finish_reason == "fallback" and "time limit" in (late.fallback_reason or "")
+    monkeypatch.setattr(engine.model.session, "encode", slow)
+    late = ask(engine, PAPER, replace(SHORT, deadline_s=0.01))
+    assert late.finish_reason == "fallback" and "deadline" in (late.fallback_reason or "")
 
 
-@pytest.mark.parametrize(("steps", "reason"), [(None, "time_limit"), (10, "fallback")])
+@pytest.mark.parametrize(("steps", "reason"), [(None, "deadline"), (10, "fallback")])
 def test_a_reply_may_end_in_a_steering_of_all_tokens(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, steps: int | None, reason: str
 ) -> None:
-    decode, started = engine.session.decode, time.perf_counter()
+    decode, started = engine.model.session.decode, time.perf_counter()
 
     def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
         if feeds.inputs_embeds.shape[1] == 1 and len(null(engine).calls) > 5:
             time.sleep(max(0.0, started + 0.6 - time.perf_counter()))
         return decode(feeds, memory, first_row=first_row)
 
-    monkeypatch.setattr(engine.session, "decode", slow)
+    monkeypatch.setattr(engine.model.session, "decode", slow)
     settings = replace(PAPER, shift=0.0, contrast_steps=steps)
-    reply = ask(engine, settings, replace(SHORT, time_limit=0.5, max_new_tokens=12))
+    reply = ask(engine, settings, replace(SHORT, deadline_s=0.5, max_new_tokens=12))
     assert reply.finish_reason == reason
-    assert bool(reply.token_ids) == (reason == "time_limit")
+    assert bool(reply.token_ids) == (reason == "deadline")
 
 
 @pytest.mark.parametrize("kind", ["error", "plain"])
 def test_no_time_under_the_other_fallbacks(engine: Engine, kind: Any) -> None:
-    settings, sampling = replace(PAPER, fallback=kind), replace(SHORT, time_limit=0.0)
+    settings, sampling = replace(PAPER, fallback=kind), replace(SHORT, deadline_s=0.0)
     if kind == "error":
-        with pytest.raises(SteeringError, match="time limit of 0 s passed"):
+        with pytest.raises(SteeringError, match="deadline of 0 s passed"):
             ask(engine, settings, sampling)
         return
     reply = ask(engine, settings, sampling)  # and none for a plain answer
-    assert reply.finish_reason == "time_limit" and "time limit" in (reply.fallback_reason or "")
+    assert reply.finish_reason == "deadline" and "deadline" in (reply.fallback_reason or "")
 
 
 def test_a_plain_fallback_that_is_late_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine.session = session = Broken(null(engine), np.nan, 2)
+    engine.model.session = session = Broken(null(engine), np.nan, 2)
     decode = session.decode
 
     def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
@@ -118,26 +119,26 @@ def test_a_plain_fallback_that_is_late_ends(engine: Engine, monkeypatch: pytest.
         return decode(feeds, memory, first_row=first_row)
 
     monkeypatch.setattr(session, "decode", slow)
-    reply = ask(engine, replace(PAPER, fallback="plain"), replace(SHORT, time_limit=0.5))
-    assert reply.finish_reason == "time_limit" and "not finite" in (reply.fallback_reason or "")
+    reply = ask(engine, replace(PAPER, fallback="plain"), replace(SHORT, deadline_s=0.5))
+    assert reply.finish_reason == "deadline" and "not finite" in (reply.fallback_reason or "")
 
 
 @pytest.mark.parametrize("fault", [np.nan, MemoryError("no memory"), BackendError("device lost")])
 def test_a_plain_fallback_that_fails_is_a_refusal(engine: Engine, fault: Exception | float) -> None:
     sound, session = null(engine), Broken(null(engine), fault, None)
-    engine.session = session
+    engine.model.session = session
     reply = ask(engine, replace(PAPER, fallback="plain"))
     assert reply.finish_reason == "fallback" and reply.text == "Sorry, I cannot help with that."
     assert "; and plain decoding: " in (reply.fallback_reason or "")
     assert reply.backend_failed == isinstance(fault, Exception)
-    engine.session = sound
+    engine.model.session = sound
     assert not ask(engine).backend_failed
 
 
 def test_what_a_plain_fallback_has_computed_spoils_no_later_reply(engine: Engine) -> None:
     expected, session = ask(engine), Spoiling(null(engine).geometry)
-    engine.session = session
-    engine.forget()
+    engine.model.session = session
+    engine.model.forget()
     assert ask(engine, replace(PAPER, fallback="plain")).finish_reason == "fallback"
     session.sound = True
     assert ask(engine).token_ids == expected.token_ids
@@ -146,7 +147,7 @@ def test_what_a_plain_fallback_has_computed_spoils_no_later_reply(engine: Engine
 @pytest.mark.parametrize("judges", [(), ("self", "self-caption")])
 def test_the_failed_reply_is_gone_before_another_is_tried(engine: Engine, judges: tuple[str, ...]) -> None:
     """There may be no room for both caches."""
-    engine.session = session = Broken(null(engine), np.nan, 6 if judges else 2)
+    engine.model.session = session = Broken(null(engine), np.nan, 6 if judges else 2)
     allocate, made, alive = session.allocate, list[weakref.ref[CacheMemory]](), list[int]()
 
     def watched(rows: int) -> CacheMemory:
@@ -166,7 +167,7 @@ def test_the_failed_reply_is_gone_before_another_is_tried(engine: Engine, judges
 
 def test_the_figures_are_those_of_the_answer(engine: Engine) -> None:
     plain = ask(engine)
-    engine.session = Broken(null(engine), np.nan, 6)  # a steered step
+    engine.model.session = Broken(null(engine), np.nan, 6)  # a steered step
     reply = ask(engine, replace(PAPER, fallback="plain"))
     assert reply.text == plain.text and reply.token_ids == plain.token_ids
     assert (reply.noise, reply.trace, reply.prompt_tokens) == (None, (), plain.prompt_tokens)
@@ -174,7 +175,7 @@ def test_the_figures_are_those_of_the_answer(engine: Engine) -> None:
     times = reply.timings
     assert times.first_token_s + (len(reply.token_ids) - 1) * times.per_token_s <= times.total_s + 1e-9
     assert times.first_token_s > times.vision_s + times.prefill_s
-    engine.session = Broken(null(engine), np.nan, 6)
+    engine.model.session = Broken(null(engine), np.nan, 6)
     refused = ask(engine, PAPER)
     assert refused.verdict is not None and refused.token_ids == ()
     assert refused.timings.first_token_s == refused.timings.per_token_s == 0.0
@@ -204,5 +205,5 @@ def test_missing_verdict_tokens_are_never_safe(engine: Engine) -> None:
             logits[:, [20, 21]] = -np.inf
             return logits
 
-    engine.session = NoVerdict(null(engine).geometry)
+    engine.model.session = NoVerdict(null(engine).geometry)
     assert ask(engine, PAPER).finish_reason == "fallback"

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import PromptError
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Context, PixelNoise, Plan, PromptEdit
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.contexts import row_prompt
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
@@ -54,20 +55,20 @@ def planned(engine: Engine, plan: Plan = JUDGED) -> tuple[Request, list[RowPromp
         as_messages(REQUEST, 1),
         [PICTURE],
         plan=plan,
-        prompts=engine.prompts,
-        spec=engine.spec,
-        capacity=engine.capacity,
+        prompts=engine.model.prompts,
+        spec=engine.model.spec,
+        capacity=engine.model.capacity,
         kept=lambda key: None,
     )
-    features = engine.features(prepared, seed=0)
+    features = engine.model.features(prepared, seed=0)
     rows = [
         row_prompt(
             prepared.tokens[context.prompt],
             keys,
             features[seen],
             prepared.layouts,
-            engine.spec,
-            engine.builder,
+            engine.model.spec,
+            engine.model.builder,
         )
         for context, seen, keys in zip(plan.contexts, prepared.feature_keys, prepared.keys, strict=True)
     ]
@@ -75,21 +76,25 @@ def planned(engine: Engine, plan: Plan = JUDGED) -> tuple[Request, list[RowPromp
 
 
 def prefilled(engine: Engine, rows: list[RowPrompt], *, min_shared: int) -> tuple[np.ndarray, KVCache]:
-    cache = KVCache(engine.session.allocate(len(rows)), rows=len(rows))
+    cache = KVCache(engine.model.session.allocate(len(rows)), rows=len(rows))
     plan = plan_prefill([row.keys for row in rows], [0] * len(rows), min_shared=min_shared)
-    return run_prefill(plan, rows, engine.session, cache, engine.builder).copy(), cache
+    return run_prefill(plan, rows, engine.model.session, cache, engine.model.builder).copy(), cache
 
 
 def test_rows_of_one_batch_equal_single_runs(engine: Engine) -> None:
     _, rows = planned(engine)
     together, cache = prefilled(engine, rows, min_shared=1 << 30)
     cache.require(1)
-    step = engine.session.decode(engine.builder.step(7, cache, tail_of(rows)), cache.memory).copy()
+    step = engine.model.session.decode(
+        engine.model.builder.step(7, cache, tail_of(rows)), cache.memory
+    ).copy()
     for number, row in enumerate(rows):
         alone, single = prefilled(engine, [row], min_shared=1 << 30)
         np.testing.assert_allclose(together[number], alone[0], atol=1e-5)
         single.require(1)
-        logits = engine.session.decode(engine.builder.step(7, single, tail_of([row])), single.memory)
+        logits = engine.model.session.decode(
+            engine.model.builder.step(7, single, tail_of([row])), single.memory
+        )
         np.testing.assert_allclose(step[number], logits[0], atol=1e-5)
 
 
@@ -126,11 +131,11 @@ def test_a_kept_prefix_is_only_for_pictures_of_the_same_grid(engine: Engine) -> 
         reply = engine.generate(REQUEST, image=PICTURE.resize(size), policy=policy, sampling=SHORT)
         return [candidate.z_reference for candidate in reply.trace[0].candidates]
 
-    engine.forget()
+    engine.model.forget()
     first, second = (10, 16), (10, 121)
     reference_logits(first)
     warm = reference_logits(second)
-    engine.forget()
+    engine.model.forget()
     assert warm == pytest.approx(reference_logits(second), abs=1e-4)
 
 
@@ -142,11 +147,11 @@ def test_a_row_without_the_picture(engine: Engine) -> None:
     )
     prepared, rows = planned(engine, plan)
     tokens = prepared.tokens["blind"]
-    assert engine.spec.image_token_id not in tokens
+    assert engine.model.spec.image_token_id not in tokens
     logits, _ = prefilled(engine, rows, min_shared=1 << 30)
     assert np.abs(logits[0] - logits[1]).max() > 1e-4
-    if not engine.spec.decoder_inputs("float32"):  # what a text alone has none of
-        alone, _ = prefilled(engine, [engine.builder.text_row(tokens)], min_shared=1 << 30)
+    if not engine.model.spec.decoder_inputs("float32"):  # what a text alone has none of
+        alone, _ = prefilled(engine, [engine.model.builder.text_row(tokens)], min_shared=1 << 30)
         np.testing.assert_allclose(logits[1], alone[0], atol=1e-5)
 
 
@@ -162,7 +167,7 @@ def test_no_picture_and_turns(engine: Engine) -> None:
 
 def test_several_pictures(engine: Engine) -> None:
     other = PICTURE.rotate(90, expand=True)
-    if engine.spec.max_pictures == 1:
+    if engine.model.spec.max_pictures == 1:
         with pytest.raises(PromptError, match=r"2 pictures were given, but \w+ takes at most 1"):
             engine.stream(REQUEST, image=[PICTURE, other])
         return

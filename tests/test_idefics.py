@@ -15,14 +15,15 @@ from PIL import Image
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.contract import ATTENTION_FORMS, Precision
+from safecode_trt.engine import Engine
 from safecode_trt.errors import CheckpointError
 from safecode_trt.models import load_spec
 from safecode_trt.models.idefics import IdeficsSpec
 from safecode_trt.policy.plain import PLAIN
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.contexts import row_keys, row_prompt
-from safecode_trt.runtime.engine import Prefilled
 from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.model import Prefilled
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.request import prepare
@@ -81,12 +82,12 @@ def prefilled(engine: Engine, messages: list[Message], prompt: list[Any]) -> Pre
         messages,
         [part for part in prompt if not isinstance(part, str)],
         plan=PLAIN.plan,
-        prompts=engine.prompts,
-        spec=engine.spec,
-        capacity=engine.capacity,
+        prompts=engine.model.prompts,
+        spec=engine.model.spec,
+        capacity=engine.model.capacity,
         kept=lambda key: None,
     )
-    return engine.prefill(request, engine.features(request, seed=0))
+    return engine.model.prefill(request, engine.model.features(request, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,9 @@ def test_logits_of_dialogues(dialogue: str, engine: Engine, model: Any, made: Fa
         expected = model(**inputs).logits[0, -1].numpy()
     np.testing.assert_allclose(ready.logits[0], expected, atol=2e-5)
     # One more token, with the mask that transformers' generate() goes on with.
-    step = engine.session.decode(engine.builder.step(7, ready.cache, ready.tail), ready.cache.memory)
+    step = engine.model.session.decode(
+        engine.model.builder.step(7, ready.cache, ready.tail), ready.cache.memory
+    )
     mask = inputs["image_attention_mask"]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[7]])], 1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
@@ -157,17 +160,17 @@ def test_every_token_sees_the_last_picture_of_its_document(seed: int, made: Fami
 
 def test_what_stands_before_the_picture_is_the_same_with_another(engine: Engine) -> None:
     """Rows that look at different pictures may share it: keys and values, to the last bit."""
-    spec, layouts = engine.spec, [engine.spec.reference_layout]
-    token_ids = engine.prompts.encode([Message(role="user", text="what is it?", images=1)], layouts)
+    spec, layouts = engine.model.spec, [engine.model.spec.reference_layout]
+    token_ids = engine.model.prompts.encode([Message(role="user", text="what is it?", images=1)], layouts)
     first = int(np.flatnonzero(token_ids == spec.image_token_id)[0])
     draw, shown = np.random.Generator(np.random.PCG64(0)), spec.row_inputs({})
     caches, keys = [], []
     for look in range(2):
         features = {name: draw.standard_normal((6, *x.shape[1:]), np.float32) for name, x in shown.items()}
         seen = row_keys(token_ids, look, spec.image_token_id)
-        row = row_prompt(token_ids, seen, features, layouts, spec, engine.builder)
-        cache = KVCache(engine.session.allocate(1), rows=1)
-        run_prefill(plan_prefill([row.keys], [0]), [row], engine.session, cache, engine.builder)
+        row = row_prompt(token_ids, seen, features, layouts, spec, engine.model.builder)
+        cache = KVCache(engine.model.session.allocate(1), rows=1)
+        run_prefill(plan_prefill([row.keys], [0]), [row], engine.model.session, cache, engine.model.builder)
         caches.append(cache)
         keys.append(row.keys)
     same = int(np.flatnonzero(keys[0] != keys[1])[0])

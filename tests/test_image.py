@@ -16,14 +16,13 @@ from safecode_trt.errors import PictureError
 from safecode_trt.models import Layout, View, load_spec
 from safecode_trt.runtime.image import (
     add_noise,
-    as_sources,
     diffuse,
     noise_views,
     normalise,
     open_picture,
     picture_views,
 )
-from safecode_trt.runtime.picture_file import read_picture
+from safecode_trt.runtime.picture_file import as_images, read_picture
 from tests.null_bundle import DEMO
 
 SPEC = load_spec(DEMO)
@@ -82,16 +81,24 @@ def test_an_array_is_a_picture_of_its_own() -> None:
     ],
 )
 def test_what_can_be_no_picture(source: Any, message: str) -> None:
-    (found,) = as_sources(source)
     with pytest.raises(PictureError, match=f"the picture {message}"):
-        open_picture(found)
+        as_images(source)
 
 
-def test_one_picture_several_or_none() -> None:
+def test_one_picture_several_or_none(tmp_path: Path) -> None:
     picture, frame = drawn(2, 2), np.zeros((2, 2, 3), np.uint8)
-    assert as_sources(None) == [] and as_sources("a.png") == ["a.png"] and as_sources(b"abc") == [b"abc"]
-    assert as_sources([picture, "a.png"]) == [picture, "a.png"] and as_sources(()) == []
-    assert as_sources(frame)[0] is frame
+    picture.save(tmp_path / "a.png")
+    assert as_images(None) == [] and as_images(()) == []
+    for one in (picture, frame, tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        assert [image.size for image in as_images(one)] == [(2, 2)]
+    assert len(as_images([picture, frame])) == 2
+
+
+def test_a_picture_that_is_decoded_is_not_decoded_again(tmp_path: Path) -> None:
+    drawn(2, 2).save(tmp_path / "a.png")
+    read = read_picture(tmp_path / "a.png")
+    (image,) = as_images(read)
+    assert image is read.image
 
 
 def test_transparency_is_seen_on_white() -> None:

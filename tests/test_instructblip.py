@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import CheckpointError, PromptError
 from safecode_trt.manifest import REFERENCE
 from safecode_trt.models import load_spec
 from safecode_trt.policy.base import Context, PixelNoise, Plan, PromptEdit
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.image import noise_views, normalise
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.request import Request, as_messages, prepare
@@ -69,9 +70,9 @@ def planned(engine: Engine, *contexts: Context, template: str = TEMPLATE, images
             prompts={"judge": PromptEdit(template=template)},
             noise=PixelNoise(sigma=0.5),
         ),
-        prompts=engine.prompts,
-        spec=engine.spec,
-        capacity=engine.capacity,
+        prompts=engine.model.prompts,
+        spec=engine.model.spec,
+        capacity=engine.model.capacity,
         kept=lambda key: None,
     )
 
@@ -84,7 +85,7 @@ def theirs(model: Any, arrays: Mapping[str, Any]) -> np.ndarray:
 
 
 def test_the_judge_sees_with_its_own_words(engine: Engine, model: Any, folder: Path) -> None:
-    found = engine.features(planned(engine, REAL, JUDGE), seed=0)
+    found = engine.model.features(planned(engine, REAL, JUDGE), seed=0)
     real = found["real", "request"]["image_features"]
     judge = found["real", "judge"]["image_features"]
     assert np.abs(real - judge).max() > 0.01
@@ -94,7 +95,7 @@ def test_the_judge_sees_with_its_own_words(engine: Engine, model: Any, folder: P
 
 def test_a_reply_is_that_of_transformers(engine: Engine, model: Any, folder: Path) -> None:
     given = {name: torch.as_tensor(x) for name, x in inputs(folder, REQUEST, PICTURE).items()}
-    image = [engine.spec.image_token_id]
+    image = [engine.model.spec.image_token_id]
     expected = model.generate(**given, do_sample=False, max_new_tokens=6, suppress_tokens=image)
     reply = engine.generate(REQUEST, image=PICTURE, sampling=SamplingParams(max_new_tokens=6))
     assert reply.token_ids
@@ -105,18 +106,18 @@ def test_a_reply_is_that_of_transformers(engine: Engine, model: Any, folder: Pat
 
 def test_only_requests_of_one_length_share_a_call(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, ...]] = []
-    encode = engine.session.encode
+    encode = engine.model.session.encode
 
     def noted(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         calls.append(arrays["qformer_input_ids"].shape)
         return encode(arrays)
 
-    monkeypatch.setattr(engine.session, "encode", noted)
-    apart = engine.features(planned(engine, REAL, NOISED, JUDGE), seed=0)
+    monkeypatch.setattr(engine.model.session, "encode", noted)
+    apart = engine.model.features(planned(engine, REAL, NOISED, JUDGE), seed=0)
     words = planned(engine, REAL, JUDGE).words
     assert calls == [(2, len(words["request"])), (1, len(words["judge"]))]
     calls.clear()
-    together = engine.features(planned(engine, REAL, JUDGE, template="Can U touch it?"), seed=0)
+    together = engine.model.features(planned(engine, REAL, JUDGE, template="Can U touch it?"), seed=0)
     assert calls == [(2, len(words["request"]))]
     first, second = (x["real", "request"]["image_features"] for x in (apart, together))
     np.testing.assert_allclose(first, second, atol=1e-5)
@@ -132,8 +133,8 @@ def test_a_second_prompt_does_not_see_with_the_firsts_words(engine: Engine) -> N
 
 
 def test_the_cached_picture_is_for_every_request(engine: Engine, model: Any) -> None:
-    spec, defaults = engine.spec, engine.bundle.manifest.safecode
-    found = engine.features(planned(engine, REAL, CACHED), seed=0)["cached", None]["image_features"]
+    spec, defaults = engine.model.spec, engine.bundle.manifest.safecode
+    found = engine.model.features(planned(engine, REAL, CACHED), seed=0)["cached", None]["image_features"]
     stored = map_tensors(engine.bundle.file(REFERENCE))["image_features"].float32()
     assert np.array_equal(found, stored)
     views = noise_views(spec.reference_layout, defaults.reference_sigma, defaults.reference_seed)

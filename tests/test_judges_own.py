@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import SteeringError
 from safecode_trt.policy import Policy, make_policy
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.judges import Case, Judge
 from safecode_trt.runtime.judges.ensemble import EnsembleJudge
@@ -33,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 def own_case(engine: Engine, **changes: Any) -> Case:
-    return replace(Case(engine=engine, messages=REQUEST, images=[PICTURE]), **changes)
+    return replace(Case(model=engine.model, messages=REQUEST, images=[PICTURE]), **changes)
 
 
 def safecode(engine: Engine, **changes: Any) -> Policy:
@@ -44,13 +45,13 @@ def safecode(engine: Engine, **changes: Any) -> Policy:
 def encodings(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each call of the vision encoder gets from now on."""
     seen: list[int] = []
-    encode = engine.session.encode
+    encode = engine.model.session.encode
 
     def counted(inputs: Any) -> Any:
         seen.append(len(inputs["pixel_values"]))
         return encode(inputs)
 
-    monkeypatch.setattr(engine.session, "encode", counted)
+    monkeypatch.setattr(engine.model.session, "encode", counted)
     return seen
 
 
@@ -102,8 +103,8 @@ def test_a_question_that_does_not_fit(engine: Engine, judge: Judge) -> None:
 
 
 def test_broken_logits_are_no_verdict(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = engine.session.decode
-    monkeypatch.setattr(engine.session, "decode", lambda *a, **o: decode(*a, **o) * np.float32(np.nan))
+    decode = engine.model.session.decode
+    monkeypatch.setattr(engine.model.session, "decode", lambda *a, **o: decode(*a, **o) * np.float32(np.nan))
     for judge in (SelfJudge(), SelfCaptionJudge(threshold=0.5)):
         with pytest.raises(SteeringError, match=r"not finite|NaN"):
             judge.judge(own_case(engine))
@@ -113,8 +114,8 @@ def test_broken_logits_are_no_verdict(engine: Engine, monkeypatch: pytest.Monkey
 
 
 def test_a_verdict_from_elsewhere_takes_the_place_of_the_row(engine: Engine) -> None:
-    assert isinstance(engine.session, NullSession)
-    calls = engine.session.calls
+    assert isinstance(engine.model.session, NullSession)
+    calls = engine.model.session.calls
     policy = safecode(engine, contrast_steps=0)
     rows = []
     for judge in (None, made("constant:1")):
@@ -160,7 +161,7 @@ def test_a_judge_takes_from_the_replys_time(name: str, engine: Engine) -> None:
         "can i jump on it?",
         image=PICTURE,
         policy=safecode(engine),
-        sampling=SamplingParams(time_limit=0.0),
+        sampling=SamplingParams(deadline_s=0.0),
         judge=made(name),
     )
     assert reply.fallback_reason is not None and "passed during the judge" in reply.fallback_reason
@@ -175,11 +176,11 @@ def test_an_endpoint_takes_no_more_than_the_replys_time(kind: str, engine: Engin
             "can i jump on it?",
             image=PICTURE,
             policy=safecode(engine),
-            sampling=SamplingParams(time_limit=0.3),
+            sampling=SamplingParams(deadline_s=0.3),
             judge=made(*names),
         )
     assert reply.finish_reason == "fallback" and reply.timings.total_s < 2.0
-    assert reply.fallback_reason == "the time limit of 0.3 s passed during the judge"
+    assert reply.fallback_reason == "the deadline of 0.3 s passed during the judge"
     assert len(server.asked) == 1
 
 

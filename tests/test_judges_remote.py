@@ -18,7 +18,7 @@ from safecode_trt.runtime import Message
 from safecode_trt.runtime.judges import Case
 from safecode_trt.runtime.judges.remote import read_word
 from tests.http_server import Response, completion, serving
-from tests.judge_cases import CASE, NO_ENGINE, PICTURE, made
+from tests.judge_cases import CASE, NO_MODEL, PICTURE, made
 
 
 def test_an_endpoint_sees_picture_and_request() -> None:
@@ -48,7 +48,7 @@ def test_a_conversation_without_a_picture() -> None:
     ]
     with serving(completion("safe")) as server:
         verdict = made(f"endpoint-caption:{server.url}#guard").judge(
-            Case(engine=NO_ENGINE, messages=turns, images=[])
+            Case(model=NO_MODEL, messages=turns, images=[])
         )
     (asked,) = server.asked
     text = asked["messages"][-1]["content"]

@@ -21,9 +21,9 @@ import pytest
 
 from safecode_trt.bundle import Bundle, file_entry
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import kept_graphs, ort_providers
 from safecode_trt.runtime.backends.kept_graphs import GRAPH, RECORD, Open, open_decoder, vision_entries
 from safecode_trt.runtime.backends.ort import OrtSession

@@ -11,11 +11,11 @@ from PIL import Image
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import BUNDLE_JSON
 from safecode_trt.models import ModelSpec, load_spec
 from safecode_trt.models.idefics3 import Idefics3Spec
-from safecode_trt.runtime import Engine
 from tests.cli_runner import call, fails
 from tests.null_bundle import DEMO, write_null_bundle
 
@@ -55,7 +55,7 @@ def test_a_bundle_keeps_to_it(tmp_path: Path) -> None:
     manifest = json.loads((folder / BUNDLE_JSON).read_text())
     (folder / BUNDLE_JSON).write_text(json.dumps(manifest | {"max_tiles": 3}))
     with Engine.open(folder, config=RuntimeConfig(backend="null")) as engine:
-        assert engine.spec.max_tiles == 3
+        assert engine.model.spec.max_tiles == 3
     assert "at most 3 tiles" in call("inspect", folder).stdout
 
 
@@ -81,7 +81,7 @@ def test_an_export_with_it(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     with Engine.open(target) as engine:
         picture = Image.new("RGB", (90, 50), (200, 80, 10))
-        layout = engine.spec.layout(*picture.size)
+        layout = engine.model.spec.layout(*picture.size)
         assert (layout.rows, layout.columns) == (2, 2)
         reply = engine.generate("what is it?", image=picture, sampling=SamplingParams(max_new_tokens=2))
         assert reply.token_ids

@@ -13,11 +13,11 @@ from PIL import Image
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import PAPER, RuntimeConfig, SafeCodeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Combined, Context, Fallback, Plan, Verdict
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import host_cache
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.kv_cache import KVCache
@@ -42,15 +42,15 @@ def prompts(engine: Engine, lengths: tuple[int, ...], *, shared: int = 0, seed: 
     vocab = engine.bundle.manifest.geometry.vocab_size
     head = draw.integers(0, vocab, shared)
     rows = [np.concatenate([head, draw.integers(0, vocab, n - shared)]) for n in lengths]
-    return [engine.builder.text_row(row) for row in rows]
+    return [engine.model.builder.text_row(row) for row in rows]
 
 
 def prefill(
     engine: Engine, rows: list[RowPrompt], *, min_shared: int = 1 << 30
 ) -> tuple[np.ndarray, KVCache]:
-    cache = KVCache(engine.session.allocate(len(rows)), rows=len(rows))
+    cache = KVCache(engine.model.session.allocate(len(rows)), rows=len(rows))
     plan = plan_prefill([row.keys for row in rows], [0] * len(rows), min_shared=min_shared)
-    logits = run_prefill(plan, rows, engine.session, cache, engine.builder)
+    logits = run_prefill(plan, rows, engine.model.session, cache, engine.model.builder)
     return logits.copy(), cache
 
 
@@ -60,10 +60,10 @@ def test_rows_of_one_batch_equal_single_runs(engine: Engine) -> None:
     for row, logits in zip(rows, together, strict=True):
         alone, _ = prefill(engine, [row])
         np.testing.assert_allclose(logits, alone[0], atol=1e-5)
-    step = engine.session.decode(engine.builder.step(5, cache), cache.memory).copy()
+    step = engine.model.session.decode(engine.model.builder.step(5, cache), cache.memory).copy()
     for row, logits in zip(rows, step, strict=True):
         _, single = prefill(engine, [row])
-        expected = engine.session.decode(engine.builder.step(5, single), single.memory)
+        expected = engine.model.session.decode(engine.model.builder.step(5, single), single.memory)
         np.testing.assert_allclose(logits, expected[0], atol=1e-5)
 
 
@@ -82,11 +82,11 @@ def test_a_saved_prefix_is_loaded_whole(engine: Engine) -> None:
     rows = prompts(engine, (80, 85), shared=70)
     expected, cache = prefill(engine, [rows[1]])
     prefix = cache.save(0, 70)
-    fresh = KVCache(engine.session.allocate(1), rows=1)
+    fresh = KVCache(engine.model.session.allocate(1), rows=1)
     assert fresh.memory.capacity < 70
     fresh.load(0, prefix)
     plan = plan_prefill([rows[1].keys], [70])
-    logits = run_prefill(plan, [rows[1]], engine.session, fresh, engine.builder)
+    logits = run_prefill(plan, [rows[1]], engine.model.session, fresh, engine.model.builder)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
@@ -99,6 +99,7 @@ class Carrying:
         self.fallback: Fallback = self._inner.fallback
 
     steps: int | None = None
+    changes = 0
     answer: str | None = None
 
     def without_pictures(self) -> Carrying:
@@ -149,13 +150,13 @@ def test_the_pictures_go_through_the_encoder_in_one_call(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shapes = []
-    encode = engine.session.encode
+    encode = engine.model.session.encode
 
     def counting(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         shapes.append(len(inputs["pixel_values"]))
         return encode(inputs)
 
-    monkeypatch.setattr(engine.session, "encode", counting)
+    monkeypatch.setattr(engine.model.session, "encode", counting)
     policy = make_policy("safecode-paper", engine.bundle.manifest.safecode)
     engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
     assert len(shapes) == 1 and shapes[0] % 2 == 0
@@ -184,15 +185,15 @@ def test_the_contexts_see_what_the_plan_says(engine: Engine) -> None:
 
 def lead(engine: Engine, rows: list[RowPrompt], reserved: int, tokens: int) -> tuple[np.ndarray, list[int]]:
     """Logits of a prefill and of so many steps, all rows, and the capacities that the memory went through."""
-    memory = engine.session.allocate(len(rows))
+    memory = engine.model.session.allocate(len(rows))
     memory.reserve(reserved)
     cache = KVCache(memory, rows=len(rows))
     plan = plan_prefill([row.keys for row in rows], [0] * len(rows))
-    logits = [run_prefill(plan, rows, engine.session, cache, engine.builder)]
+    logits = [run_prefill(plan, rows, engine.model.session, cache, engine.model.builder)]
     capacities = [memory.capacity]
     for token in range(5, 5 + tokens):
         cache.require(1)
-        logits.append(engine.session.decode(engine.builder.step(token, cache), memory).copy())
+        logits.append(engine.model.session.decode(engine.model.builder.step(token, cache), memory).copy())
         cache.advance(np.ones(len(rows), np.int64))
         capacities.append(memory.capacity)
     return np.stack(logits), capacities
@@ -226,14 +227,14 @@ def test_a_short_reply_behind_a_long_one_starts_small_again(engine: Engine) -> N
     first = engine.generate(REQUEST, image=PICTURE, sampling=SHORT)
     engine.generate(REQUEST, image=PICTURE, sampling=replace(SHORT, max_new_tokens=1000))
     seen = []
-    decode = engine.session.decode
+    decode = engine.model.session.decode
 
     def watching(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
         seen.append(feeds.attention_bias.shape[-1])
         return decode(feeds, memory, first_row=first_row)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.session, "decode", watching)
+        patch.setattr(engine.model.session, "decode", watching)
         again = engine.generate(REQUEST, image=PICTURE, sampling=SHORT)
     assert max(seen) < 256
     assert again.token_ids == first.token_ids
@@ -249,7 +250,7 @@ class Loud(ort.SessionOptions):
         super().__setattr__(name, 2 if name == "log_severity_level" else value)
 
 ort.SessionOptions = Loud
-from safecode_trt.runtime import Engine
+from safecode_trt.engine import Engine
 from safecode_trt.runtime.backends.ort import _Binding
 from safecode_trt.runtime.kv_cache import KVCache
 
@@ -265,12 +266,12 @@ if sys.argv[2] == "apart":
             self.io.bind_output(name, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
     _Binding.bind_cache = apart
 engine = Engine.open(sys.argv[1])
-cache = KVCache(engine.session.allocate(2), rows=2)
+cache = KVCache(engine.model.session.allocate(2), rows=2)
 small = cache.memory.capacity
 for rows in (2, 2, 1, 1, 1):
     cache.keep(rows)
     cache.require(1 if rows == 2 else small)
-    engine.session.decode(engine.builder.step(3, cache), cache.memory)
+    engine.model.session.decode(engine.model.builder.step(3, cache), cache.memory)
     cache.advance(np.ones(rows, np.int64))
 assert cache.memory.capacity > small
 """
@@ -290,7 +291,7 @@ def test_fewer_rows_run_on_the_same_memory(engine: Engine) -> None:
     data = cache.memory.data  # type: ignore[attr-defined]
     before, address = data[:, 1].copy(), data.ctypes.data
     cache.keep(1)
-    engine.session.decode(engine.builder.step(3, cache), cache.memory)
+    engine.model.session.decode(engine.model.builder.step(3, cache), cache.memory)
     assert np.array_equal(data[:, 1], before)
     assert cache.memory.data.ctypes.data == address  # type: ignore[attr-defined]
     assert np.abs(data[:, 0, :, 9]).min() > 0

@@ -13,9 +13,10 @@ from PIL import Image
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import Backend, Mode, RuntimeConfig, SamplingParams
 from safecode_trt.contract import Geometry
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine, device
+from safecode_trt.runtime import device
 from safecode_trt.runtime.backends import auto, cuda_stream
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.device_cache import GrowingCache
@@ -51,7 +52,7 @@ def replies(bundle: Bundle, backend: Backend) -> list[tuple[int, ...]]:
     long = SamplingParams(max_new_tokens=100, ignore_eos=True)
     modes: tuple[Mode, ...] = ("safecode-paper", "safecode", "safecode")
     with Engine.open(bundle.path, config=config(backend)) as engine:
-        assert engine.session.name == backend
+        assert engine.model.session.name == backend
         policies = [make_policy(mode, engine.bundle.manifest.safecode) for mode in modes]
         return [
             tuple(engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=long).token_ids)
@@ -192,7 +193,7 @@ class _Swapped:
     """Takes memory from one engine's session, and decodes on the other's."""
 
     def __init__(self, decoding: Engine, allocating: Engine) -> None:
-        self.decode, self.allocate = decoding.session.decode, allocating.session.allocate
+        self.decode, self.allocate = decoding.model.session.decode, allocating.model.session.allocate
 
 
 def test_bfloat16_is_rounded_to_nearest_even() -> None:

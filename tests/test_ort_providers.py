@@ -16,9 +16,9 @@ import pytest
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import Backend, RuntimeConfig
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError, BundleError, ConfigError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import auto, ort_providers
 from tests.cli_runner import call, fails
 from tests.fake_cudart import FakeCuda
@@ -293,7 +293,7 @@ def test_auto_passes_over_what_does_not_execute(
     gpu(broken=["TensorrtExecutionProvider"])
     notes: list[str] = []
     with Engine.open(tiny_bundle.path, config=config("auto"), note=notes.append) as engine:
-        assert engine.session.name == "ort-cuda"
+        assert engine.model.session.name == "ort-cuda"
     assert "not ort-tensorrt: TensorrtExecutionProvider is installed and does not load" in notes[0]
     real_step, tried = auto.try_step, list[str]()
 
@@ -305,7 +305,7 @@ def test_auto_passes_over_what_does_not_execute(
 
     monkeypatch.setattr(auto, "try_step", fails_on_the_gpu)
     with Engine.open(tiny_bundle.path, config=config("auto"), note=notes.append) as engine:
-        assert engine.session.name == "ort-cpu"
+        assert engine.model.session.name == "ort-cpu"
     assert tried == ["ort-cuda", "ort-cpu"] and "not ort-cuda: an illegal memory access" in notes[1]
 
 

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.models import load_spec
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.side_queries import first_logits
 from tests.cli_runner import call
 from tests.packages import fetched
@@ -170,8 +171,8 @@ def test_fp32_is_transformers(checkpoint: Path, model: Any, tokenizer: Any, tmp_
             with torch.no_grad():
                 expected = model(torch.tensor([ids])).logits[0, -1].numpy()
             messages = [Message(role="user", text=question)]
-            assert opened.prompts.encode(messages, []).tolist() == ids
-            found = first_logits(opened, messages, [], seed=0)
+            assert opened.model.prompts.encode(messages, []).tolist() == ids
+            found = first_logits(opened.model, messages, [], seed=0)
             np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
@@ -186,7 +187,7 @@ def test_the_same_decoder_behind_a_picture(engine: Engine, tmp_path: Path) -> No
         for question in QUESTIONS[:2]:
             alone = engine.generate(question, sampling=SHORT)
             assert around.generate(question, sampling=SHORT).token_ids == alone.token_ids
-        ids = around.prompts.encode(
+        ids = around.model.prompts.encode(
             [Message(role="user", text=QUESTION, images=1)], [spec.layout(*picture.size)]
         )
         assert (ids == spec.image_token_id).sum() == spec.reference_layout.tokens

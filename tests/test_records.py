@@ -126,7 +126,7 @@ def test_any_json_is_taken_or_refused(data: object) -> None:
         {"seed": -1},
         {"seed": 2**63},
         {"stop": ("",)},
-        {"time_limit": -1.0},
+        {"deadline_s": -1.0},
     ],
 )
 def test_sampling_out_of_range(settings: dict[str, Any]) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
+from safecode_trt.engine import Engine
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.harmless import HARMLESS, filter_refusals, harmless_answers, read_requests
 from safecode_trt.models import load_spec
-from safecode_trt.runtime import Engine, Reply
+from safecode_trt.runtime import Reply
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.refusals import (
     first_tokens,
@@ -184,7 +185,7 @@ def test_answers_to_every_request_about_every_picture(bundle: Path, tmp_path: Pa
 def test_the_verb_writes_what_it_finds(bundle: Path, tmp_path: Path) -> None:
     with Engine.open(bundle, config=RuntimeConfig(backend="null")) as engine:
         first = engine.generate(HARMLESS[0]).token_ids[0]
-        word = engine.prompts.tokenizer.decode([first])
+        word = engine.model.prompts.tokenizer.decode([first])
     phrases = tmp_path / "phrases.txt"
     phrases.write_text(f" Sorry\n{word} no\n")
     arguments = ("refusals", bundle, "--backend", "null", "--refusals", phrases)

@@ -16,11 +16,12 @@ from PIL import Image
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import MODES, RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BundleError, CheckpointError, ConfigError, PromptError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER
 from safecode_trt.models import load_spec
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine, Message
+from safecode_trt.runtime import Message
 from safecode_trt.runtime.prompt import PromptBuilder
 from safecode_trt.runtime.side_queries import first_logits
 from tests.cli_runner import call, fails
@@ -102,7 +103,7 @@ def engine(made: Made) -> Iterator[Engine]:
         def unseen(inputs: object) -> None:
             raise AssertionError("there is no vision encoder to call")
 
-        opened.session.encode = unseen  # type: ignore[method-assign, assignment]
+        opened.model.session.encode = unseen  # type: ignore[method-assign, assignment]
         yield opened
 
 
@@ -123,8 +124,8 @@ def test_logits_and_replies_are_those_of_transformers(made: Made, name: str) -> 
             torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
         )[0, len(ids) :].tolist()
     with Engine.open(bundle.path, config=RuntimeConfig(threads=1)) as engine:
-        assert engine.prompts.encode(CONVERSATION, []).tolist() == ids
-        found = first_logits(engine, CONVERSATION, [], seed=0)
+        assert engine.model.prompts.encode(CONVERSATION, []).tolist() == ids
+        found = first_logits(engine.model, CONVERSATION, [], seed=0)
         reply = engine.generate(CONVERSATION, sampling=replace(SHORT, max_new_tokens=24))
     np.testing.assert_allclose(found, logits, atol=1e-5 * np.abs(logits).max())
     assert list(reply.token_ids) == replied
@@ -187,7 +188,7 @@ def test_a_picture_is_refused_before_any_work(engine: Engine, picture: Path) -> 
     with pytest.raises(PromptError, match="llama reads text only and sees no picture; ask without one"):
         engine.stream(REQUEST, image=picture)
     with pytest.raises(PromptError, match="reads text only"):
-        engine.prompts.encode([Message(role="user", text=REQUEST, images=1)], [])
+        engine.model.prompts.encode([Message(role="user", text=REQUEST, images=1)], [])
     bundle = engine.bundle.path
     fails(call("run", bundle, "--image", picture, REQUEST), 1, "llama reads text only and sees no picture")
     talked = call("chat", bundle, "--max-new-tokens", 2, text=f"/image {picture}\nhello\n")

@@ -13,12 +13,13 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.engine import Engine
 from safecode_trt.manifest import Flavour
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.backends import cuda_stream, trt_decoder
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.backends.trt import TrtSession
 from safecode_trt.runtime.kv_cache import KVCache
+from safecode_trt.runtime.model import Model
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
 from tests.engine_bundle import (
     PICTURE,
@@ -63,7 +64,7 @@ def test_a_decomposed_decoder_writes_elsewhere_and_the_new_positions_are_fetched
     bundle = engine_bundles["decomposed"]
     replies = []
     for session in (TrtSession(bundle), OrtSession(bundle, threads=1)):
-        with Engine(bundle, session) as engine:
+        with Engine(Model(bundle, session)) as engine:
             replies.append([ask(engine, mode).token_ids for mode in policies(bundle)])
     assert replies[0] == replies[1]
 
@@ -80,20 +81,24 @@ def test_prefills_forks_and_prefixes_give_the_logits_of_onnx_runtime(
 
     def run(bundle: Bundle) -> np.ndarray:
         with opened(bundle) as engine:
-            rows = [engine.builder.text_row(prompt) for prompt in prompts]
-            cache = KVCache(engine.session.allocate(3), rows=3)
+            rows = [engine.model.builder.text_row(prompt) for prompt in prompts]
+            cache = KVCache(engine.model.session.allocate(3), rows=3)
             plan = plan_prefill([row.keys for row in rows], [0] * 3, min_shared=4)
-            found = [run_prefill(plan, rows, engine.session, cache, engine.builder)]
+            found = [run_prefill(plan, rows, engine.model.session, cache, engine.model.builder)]
             prefix = cache.save(2, 10)
-            other = KVCache(engine.session.allocate(2), rows=2)
+            other = KVCache(engine.model.session.allocate(2), rows=2)
             other.load(1, prefix)
             other.load(0, prefix)
             again = plan_prefill([rows[2].keys, rows[2].keys[:30]], [10, 10], min_shared=999)
-            found.append(run_prefill(again, [rows[2], rows[2]], engine.session, other, engine.builder))
+            found.append(
+                run_prefill(again, [rows[2], rows[2]], engine.model.session, other, engine.model.builder)
+            )
             for carried in (3, 2, 1):
                 cache.keep(carried)
                 cache.require(1)
-                found.append(engine.session.decode(engine.builder.step(7, cache), cache.memory).copy())
+                found.append(
+                    engine.model.session.decode(engine.model.builder.step(7, cache), cache.memory).copy()
+                )
                 cache.advance(np.ones(carried, np.int64))
             return np.concatenate(found)
 
@@ -136,7 +141,7 @@ def test_a_graph_serves_other_memory_at_its_addresses(
     cuda.memory.reuses = True
     with opened(engine_bundles[TENSORRT]) as engine:
         ask(engine)
-        engine.forget()
+        engine.model.forget()
         assert ask(engine).token_ids == ort_tokens["safecode-paper"]
     assert cuda.calls["cudaGraphInstantiate"] == 2
 
@@ -200,14 +205,14 @@ def test_a_wait_that_is_missing_is_caught(
 ) -> None:
     """The fake is worth its while: without `synchronize` the session reads what no copy has brought yet."""
     with opened(engine_bundles[TENSORRT]) as engine:
-        pictures = np.zeros((1, 3, *engine.spec.reference_layout.views[0].size), np.float32)
+        pictures = np.zeros((1, 3, *engine.model.spec.reference_layout.views[0].size), np.float32)
         with monkeypatch.context() as patch:
             patch.setattr(cuda_stream.CudaStream, "synchronize", lambda self: None)
-            features = engine.session.encode({"pixel_values": pictures})["image_features"]
+            features = engine.model.session.encode({"pixel_values": pictures})["image_features"]
             assert np.isnan(features).all()
-            engine.session.encode({"pixel_values": pictures + 1})
+            engine.model.session.encode({"pixel_values": pictures + 1})
         with pytest.raises(AssertionError, match="locked memory was changed"):
-            engine.session.encode({"pixel_values": pictures})
+            engine.model.session.encode({"pixel_values": pictures})
 
 
 @pytest.mark.parametrize("case", OWN_INPUTS, ids=lambda case: case.model_type)
@@ -217,7 +222,7 @@ def test_families_with_inputs_of_their_own_give_the_tokens_of_onnx_runtime(
     bundle = add_engines(made.bundle(case), tmp_path, TENSORRT)
     replies = []
     for session in (TrtSession(bundle), OrtSession(bundle, threads=1)):
-        with Engine(bundle, session) as engine:
+        with Engine(Model(bundle, session)) as engine:
             replies.append([ask(engine, mode) for mode in ("cached", "safecode-paper")])
             replies[-1].append(engine.generate(REQUEST, sampling=SHORT))
     assert [reply.fallback_reason for reply in replies[0]] == [None] * 3

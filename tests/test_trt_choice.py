@@ -20,7 +20,7 @@ from safecode_trt.config import SamplingParams
 from safecode_trt.errors import BackendError
 from safecode_trt.ops import cuda as device_step
 from safecode_trt.ops.fused import FusedChoice, FusedStep
-from safecode_trt.runtime.backends.trt_logits import Chooser, DeviceLogits
+from safecode_trt.runtime.backends.trt_logits import DeviceLogits, Kernels
 from safecode_trt.runtime.reply import Reply
 from tests.engine_bundle import PICTURE, REQUEST, SHORT, TENSORRT, EngineBundles, ask, opened, policies
 from tests.fake_cuda import FakeDriver
@@ -112,15 +112,15 @@ def test_a_launch_that_fails_falls_back(engine_bundles: EngineBundles, driver: F
 def test_a_meter_counts_what_the_choice_waits_for(
     engine_bundles: EngineBundles, driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choose = Chooser.choose
+    choose = Kernels.choose
 
-    def slowly(self: Chooser, logits: int, rows: int, step: FusedStep, uniform: float) -> FusedChoice | None:
+    def slowly(self: Kernels, logits: int, rows: int, step: FusedStep, uniform: float) -> FusedChoice | None:
         time.sleep(0.004)
         return choose(self, logits, rows, step, uniform)
 
-    monkeypatch.setattr(Chooser, "choose", slowly)
+    monkeypatch.setattr(Kernels, "choose", slowly)
     with opened(engine_bundles[TENSORRT]) as engine:
-        engine.session = meter = MeteredSession(engine.session)
+        engine.model.session = meter = MeteredSession(engine.model.session)
         ask(engine)
     assert len(driver.launches) == 2 * 15
     for call in meter.calls[-15:]:

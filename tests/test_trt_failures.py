@@ -89,15 +89,15 @@ def test_a_cache_that_is_too_small_makes_room_for_a_larger_one(
 ) -> None:
     with opened(engine_bundles[TENSORRT]) as engine:
         ask(engine)  # all but the cache is as large as it will be
-        engine.forget()
+        engine.model.forget()
         ask(engine, "plain")
-        (small,) = engine._idle
+        (small,) = engine.model._idle
         cuda.room = cuda.memory.bytes_of("device") + 2 * small.nbytes
         assert small.rows == 1
         del small
         assert ask(engine).token_ids == ort_tokens["safecode-paper"]
         cuda.room -= 1
-        engine.forget()
+        engine.model.forget()
         reply = ask(engine)
     assert reply.finish_reason == "fallback" and "out of memory" in (reply.fallback_reason or "")
 
@@ -130,11 +130,11 @@ def test_more_rows_than_the_engine_takes(engine_bundles: EngineBundles, ort_toke
 
 def test_more_pictures_than_the_engine_takes(engine_bundles: EngineBundles) -> None:
     with opened(engine_bundles[TENSORRT]) as engine:
-        size = engine.spec.reference_layout.views[0].size
+        size = engine.model.spec.reference_layout.views[0].size
         with pytest.raises(
             BackendError, match=r"takes 1 to \d+ of P, got 99; build it with another --max-picture"
         ):
-            engine.session.encode({"pixel_values": np.zeros((99, 3, *size), np.float32)})
+            engine.model.session.encode({"pixel_values": np.zeros((99, 3, *size), np.float32)})
 
 
 def test_an_output_without_a_shape_is_said(packages: Packages) -> None:
@@ -150,10 +150,10 @@ def test_an_output_without_a_shape_is_said(packages: Packages) -> None:
 
 def test_memory_of_another_backend_is_a_mistake(engine_bundles: EngineBundles, tiny_bundle: Bundle) -> None:
     with opened(engine_bundles[TENSORRT]) as engine, opened(tiny_bundle) as other:
-        memory = other.session.allocate(1)
+        memory = other.model.session.allocate(1)
         cache = KVCache(memory, rows=1)
         with pytest.raises(TypeError, match="HostCache"):
-            engine.session.decode(engine.builder.step(5, cache), memory)
+            engine.model.session.decode(engine.model.builder.step(5, cache), memory)
 
 
 @pytest.mark.parametrize(

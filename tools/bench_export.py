@@ -65,7 +65,7 @@ from pathlib import Path
 import onnxruntime
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.manifest import EMBEDDINGS
-from safecode_trt.runtime import Engine
+from safecode_trt.engine import Engine
 
 bundle, table = Path(sys.argv[1]), Path(sys.argv[1], EMBEDDINGS).resolve()
 config = RuntimeConfig(backend=sys.argv[2])

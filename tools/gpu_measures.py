@@ -28,9 +28,9 @@ def parity(bundle: Path, request: str, *, tokens: int, side: int) -> Iterator[Ro
     from PIL import Image
 
     from safecode_trt.config import RuntimeConfig, SamplingParams
+    from safecode_trt.engine import Engine
     from safecode_trt.errors import BackendError
     from safecode_trt.policy import make_policy
-    from safecode_trt.runtime import Engine
     from safecode_trt.runtime.kv_cache import KVCache
 
     picture = Image.open(ROOT / "examples" / "socket.png").convert("RGB").resize((side, side))
@@ -38,11 +38,11 @@ def parity(bundle: Path, request: str, *, tokens: int, side: int) -> Iterator[Ro
 
     def answer(backend: Any) -> tuple[tuple[int, ...], Any]:
         with Engine.open(bundle, config=RuntimeConfig(backend=backend, check_hashes=False)) as engine:
-            row = engine.builder.text_row(np.arange(24, dtype=np.int64) + 8)
-            cache = KVCache(engine.session.allocate(1), rows=1)
+            row = engine.model.builder.text_row(np.arange(24, dtype=np.int64) + 8)
+            cache = KVCache(engine.model.session.allocate(1), rows=1)
             cache.require(len(row))
-            feeds = engine.builder.feeds([row], np.array([len(row)]), cache)
-            logits = engine.session.decode(feeds, cache.memory).copy()
+            feeds = engine.model.builder.feeds([row], np.array([len(row)]), cache)
+            logits = engine.model.session.decode(feeds, cache.memory).copy()
             policy = make_policy("safecode-paper", engine.bundle.manifest.safecode)
             reply = engine.generate(request, image=picture, policy=policy, sampling=sampling)
             if reply.fallback_reason:
@@ -83,8 +83,8 @@ def _speed_on(folder: Path, backend: Any, request: str, limit: float) -> Iterato
     from safecode_trt.bench.timing import Case, interleaved
     from safecode_trt.bench.workload import Workload
     from safecode_trt.config import RuntimeConfig
+    from safecode_trt.engine import Engine
     from safecode_trt.manifest import DECODER
-    from safecode_trt.runtime import Engine
 
     with Engine.open(folder, config=RuntimeConfig(backend=backend, check_hashes=False)) as engine:
         work, manifest = Workload(engine, request), engine.bundle.manifest

@@ -8,9 +8,9 @@ from pathlib import Path
 import drawn_world
 from demo_rules import parse_request
 from drawn_world import Item
+from safecode_trt.engine import Engine
 from safecode_trt.eval.reliability import calibration_error
 from safecode_trt.policy import make_policy
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.judges import JudgeConfig, make_judge
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from safecode_trt.contract import Geometry
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
+from safecode_trt.runtime.choose import Chooser, HostChooser
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
 __all__ = ["NullSession"]
 
@@ -57,9 +58,13 @@ class NullSession:
             hidden[row] = seen.astype(np.float32) @ cache / seen.sum()  # what is masked has a weight of 0
         return hidden @ self._head
 
-    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
         """`decode`: the logits are on the host; see `Session.step`."""
-        return HostLogits(self.decode(feeds, memory))
+        return self.decode(feeds, memory)
+
+    def chooser(self, host: HostChooser) -> Chooser:
+        """The host's own; see `Session.chooser`."""
+        return host
 
     def close(self) -> None:
         """Nothing is held."""

@@ -28,7 +28,8 @@ from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.kept_graphs import open_decoder, vision_entries
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
+from safecode_trt.runtime.choose import Chooser, HostChooser
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
 __all__ = ["OrtSession", "open_graph"]
 
@@ -130,9 +131,13 @@ class OrtSession:
         self.decoder_seconds += perf_counter() - start
         return binding.logits
 
-    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
         """`decode`: the logits are on the host; see `Session.step`."""
-        return HostLogits(self.decode(feeds, memory))
+        return self.decode(feeds, memory)
+
+    def chooser(self, host: HostChooser) -> Chooser:
+        """The host's own; see `Session.chooser`."""
+        return host
 
     def _binding(self, feeds: DecoderFeeds, memory: Cache, first_row: int) -> _Binding:
         """Decode steps repeat, and their bindings are kept; prefill shapes hardly ever do."""

@@ -25,10 +25,11 @@ from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.backends.trt_decoder import TrtDecoder, chunks
 from safecode_trt.runtime.backends.trt_engine import TrtEngine
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary, choose_library
-from safecode_trt.runtime.backends.trt_logits import Chooser, DeviceLogits
+from safecode_trt.runtime.backends.trt_logits import DeviceChooser, DeviceLogits, Kernels
 from safecode_trt.runtime.backends.trt_vision import TrtVision
+from safecode_trt.runtime.choose import HostChooser
 from safecode_trt.runtime.engine_choice import engine_spec
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, StepLogits
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
 __all__ = ["TrtSession"]
 
@@ -45,7 +46,7 @@ class TrtSession:
     def __init__(self, bundle: Bundle) -> None:
         self._vision: Any = None
         self._decoder: Any = None
-        self._chooser: Chooser | None = None
+        self._kernels: Kernels | None = None
         self._stream = CudaStream()
         try:
             self._open(bundle, *choose_library(bundle, self._stream.compute_capability))
@@ -97,8 +98,8 @@ class TrtSession:
             scratch=scratch,
             self_capturing=library.flavour == "tensorrt-rtx",
         )
-        self._chooser = Chooser(self._geometry.vocab_size, stream)
-        self._logits = DeviceLogits(self._decoder.logits, stream, self._chooser)
+        self._kernels = Kernels(self._geometry.vocab_size, stream)
+        self._logits = DeviceLogits(self._decoder.logits, stream)
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[np.float32]]:
         """The vision encoder's outputs; see `Session.encode`."""
@@ -122,11 +123,16 @@ class TrtSession:
             logits[has] = found[has]
         return logits
 
-    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> DeviceLogits:
         """`decode` of one token, whose logits stay on the GPU until they are fetched; see `Session.step`."""
         self._decoder.run(feeds, self._own(memory), 0)
-        logits: StepLogits = self._logits
-        return logits
+        return self._logits
+
+    def chooser(self, host: HostChooser) -> DeviceChooser:
+        """What chooses on the GPU; see `Session.chooser`."""
+        if self._kernels is None:
+            raise BackendError("the session is closed")
+        return DeviceChooser(host, self._kernels)
 
     def _own(self, memory: CacheMemory) -> DeviceCache:
         if not isinstance(memory, DeviceCache):
@@ -138,8 +144,8 @@ class TrtSession:
 
     def close(self) -> None:
         """Gives the GPU's memory back; a second call does nothing."""
-        if self._chooser is not None:
-            self._chooser.close()
+        if self._kernels is not None:
+            self._kernels.close()
         self._vision = self._decoder = None
         self._stream.close()
 

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from safecode_trt.errors import SteeringError
+from safecode_trt.errors import DeadlineError, SteeringError
 from safecode_trt.policy.base import Verdict
-from safecode_trt.runtime.clock import LateError
 from safecode_trt.runtime.judges.judge import Case, Judge
 
 __all__ = ["EnsembleJudge", "Rule"]
@@ -40,10 +39,10 @@ class EnsembleJudge:
         """
         verdicts = []
         for member in self.members:
-            case.check_time()
+            case.deadline.check("the judge")
             try:
                 verdicts.append(member.judge(case))
-            except LateError:
+            except DeadlineError:
                 raise
             except SteeringError as error:
                 raise SteeringError(f"the judge {member.name} has no verdict: {error}") from error

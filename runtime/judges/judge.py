@@ -7,20 +7,18 @@ because something went wrong.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from PIL import Image
 
+from safecode_trt.deadline import Deadline
 from safecode_trt.models import Features
 from safecode_trt.policy.base import Verdict
 from safecode_trt.runtime.contexts import FeatureKey
+from safecode_trt.runtime.model import Model
 from safecode_trt.runtime.prompt import Message
-
-if TYPE_CHECKING:
-    from safecode_trt.runtime.engine import Engine
 
 __all__ = ["Case", "Judge", "Keyed", "case_key"]
 
@@ -29,19 +27,18 @@ __all__ = ["Case", "Judge", "Keyed", "case_key"]
 class Case:
     """A conversation that ends with the request, and its pictures, upright and in RGB.
 
-    `seen` has the pictures' features as far as they are known, for judges that ask the engine's own model; it is
-    shared with the reply. `check_time` raises when the reply's time is over, to be called before anything that takes
-    long; `seconds_left` is how long that may take. `key` is the item's in a benchmark.
+    `features` are the pictures' as far as they are known, for judges that ask the bundle's own model; it is
+    shared with the reply. `deadline` is the reply's, to be checked before anything that takes long. `key` is the item's
+    in a benchmark.
     """
 
-    engine: Engine
+    model: Model
     messages: Sequence[Message]
     images: Sequence[Image.Image]
     seed: int = 0
     key: str = ""
-    seen: dict[FeatureKey, Features] = field(default_factory=dict)
-    check_time: Callable[[], None] = lambda: None
-    seconds_left: Callable[[], float] = lambda: math.inf
+    features: dict[FeatureKey, Features] = field(default_factory=dict)
+    deadline: Deadline = field(default_factory=Deadline)
 
     @property
     def request(self) -> str:

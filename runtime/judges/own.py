@@ -38,7 +38,7 @@ class SelfJudge:
         Raises:
             SteeringError: the logits cannot be trusted, or the question does not fit.
         """
-        return read_verdict(self.logits(case), case.engine.bundle.manifest.safecode, threshold=self.threshold)
+        return read_verdict(self.logits(case), case.model.bundle.manifest.safecode, threshold=self.threshold)
 
     def logits(self, case: Case) -> NDArray[np.float32]:
         """The logits (V,) from which the verdict is read.
@@ -46,9 +46,9 @@ class SelfJudge:
         Raises:
             SteeringError: the question does not fit.
         """
-        asked = _last_words(case, case.engine.bundle.manifest.safecode.judge_template)
+        asked = _last_words(case, case.model.bundle.manifest.safecode.judge_template)
         with _as_steering_errors():
-            return first_logits(case.engine, asked, case.images, seed=case.seed, seen=case.seen)
+            return first_logits(case.model, asked, case.images, seed=case.seed, known=case.features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,28 +67,28 @@ class SelfCaptionJudge:
         Raises:
             SteeringError: the logits cannot be trusted, a question does not fit, or the caption is empty.
         """
-        engine, defaults = case.engine, case.engine.bundle.manifest.safecode
+        model, defaults = case.model, case.model.bundle.manifest.safecode
         template, caption = defaults.judge_template, None
         with _as_steering_errors():
             if case.images:
                 caption = self._caption(case, defaults.caption_prompt)
                 template = defaults.caption_judge_template.replace("{caption}", caption)
             asked = [replace(message, images=0) for message in _last_words(case, template)]
-            case.check_time()
-            logits = first_logits(engine, asked, [], seed=case.seed)
+            case.deadline.check("the judge")
+            logits = first_logits(model, asked, [], seed=case.seed)
         verdict = read_verdict(logits, replace(defaults, calibration=None), threshold=self.threshold)
         return replace(verdict, source=self.name, caption=caption)
 
     def _caption(self, case: Case, prompt: str) -> str:
         """What the pictures show, whatever was said about them."""
         caption = short_answer(
-            case.engine,
+            case.model,
             [Message(role="user", text=prompt, images=len(case.images))],
             case.images,
             max_new_tokens=CAPTION_TOKENS,
             seed=case.seed,
-            seen=case.seen,
-            check_time=case.check_time,
+            known=case.features,
+            deadline=case.deadline,
         )
         if not caption:
             raise SteeringError("the judge's caption is empty; there is nothing to judge")

@@ -73,13 +73,13 @@ class EndpointJudge:
             question = Question(text=text, system=SYSTEM, pictures=pictures, max_tokens=WORD_TOKENS)
             p = self._ask(case, question, read_word)
         except EndpointError as error:
-            case.check_time()  # it may have failed for want of the reply's time
+            case.deadline.check("the judge")  # it may have failed for want of the reply's time
             raise SteeringError(f"the judge gave no verdict: {error}") from error
         return Verdict(p_unsafe=p, threshold=self.threshold, source=self.name, caption=caption)
 
     def _ask(self, case: Case, question: Question, read: Callable[[Answer], T]) -> T:
-        case.check_time()
-        return self.endpoint.ask(question, read, timeout=case.seconds_left())
+        case.deadline.check("the judge")
+        return self.endpoint.ask(question, read, timeout=case.deadline.left)
 
 
 def read_word(answer: Answer) -> float:

@@ -16,10 +16,11 @@ from safecode_trt.bench.meter import PARTS
 from safecode_trt.bench.timing import Case, Rounds, Spread, interleaved
 from safecode_trt.bench.workload import MAX_ROWS, Workload
 from safecode_trt.config import Backend, RuntimeConfig
+from safecode_trt.engine import Engine
 from safecode_trt.errors import ConfigError
 from safecode_trt.machine import this_machine
+from safecode_trt.policy.base import JUDGE
 from safecode_trt.progress import Note, Progress, no_progress
-from safecode_trt.runtime import Engine
 
 __all__ = ["REQUEST", "TOKENS", "bench_bundle"]
 
@@ -55,10 +56,10 @@ def bench_bundle(
     opened = _time_opening(Path(path), runtime, min(repeats, OPENINGS), progress)
     with Engine.open(path, config=runtime) as engine:
         work = Workload(engine, request)
-        room = engine.capacity - work.longest_prompt()
+        room = engine.model.capacity - work.longest_prompt()
         if max(tokens) > room:
             raise ConfigError(
-                f"must be at most {room}: the bundle holds {engine.capacity} positions with the prompt; "
+                f"must be at most {room}: the bundle holds {engine.model.capacity} positions with the prompt; "
                 f"got {max(tokens)}",
                 field="tokens",
                 fix="pass fewer, or export with a larger --context-length",
@@ -72,7 +73,7 @@ def _settled(path: str | Path, runtime: RuntimeConfig, note: Note | None) -> Run
     if runtime.backend != "auto":
         return runtime
     with Engine.open(path, config=runtime, note=note) as engine:
-        return replace(runtime, backend=cast(Backend, engine.session.name))
+        return replace(runtime, backend=cast(Backend, engine.model.backend))
 
 
 def _time_opening(path: Path, runtime: RuntimeConfig, repeats: int, progress: Progress) -> Spread:
@@ -114,9 +115,9 @@ def _result(
     opened: Spread,
 ) -> BenchResult:
     manifest, prompts, longest = engine.bundle.manifest, work.prompts, max(tokens)
-    judge = prompts[work.variants[1]].tokens.get("judge")
+    judge = prompts[work.variants[1]].tokens.get(JUDGE)
     return BenchResult(
-        machine=this_machine(runtime.threads, engine.session.name),
+        machine=this_machine(runtime.threads, engine.model.backend),
         bundle=BundleFacts(
             path=str(engine.bundle.path),
             model_type=manifest.model_type,

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safecode_trt.ops.fused import FusedChoice, FusedStep
 from safecode_trt.runtime import Reply, Session
 from safecode_trt.runtime.backends.ort import OrtSession
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, HostLogits, StepLogits
+from safecode_trt.runtime.choose import Chooser, Chosen, HostChooser
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
 
 __all__ = ["PARTS", "Call", "MeteredSession", "reply_parts"]
 
@@ -50,10 +50,13 @@ class MeteredSession:
         with self._noted(feeds):
             return self._inner.decode(feeds, memory, first_row=first_row)
 
-    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> StepLogits:
+    def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> Any:
         with self._noted(feeds):
-            logits = self._inner.step(feeds, memory)
-        return logits if isinstance(logits, HostLogits) else _Awaited(logits, self.calls)
+            return self._inner.step(feeds, memory)
+
+    def chooser(self, host: HostChooser) -> Chooser:
+        inner = self._inner.chooser(host)
+        return inner if inner is host else _TimedChooser(inner, self.calls)
 
     @contextmanager
     def _noted(self, feeds: DecoderFeeds) -> Iterator[None]:
@@ -69,26 +72,18 @@ class MeteredSession:
         self._inner.close()
 
 
-class _Awaited:
-    """Logits on a device: what they are waited for is part of their pass, the last of `calls`."""
+class _TimedChooser:
+    """A chooser on a device: waiting for the logits is part of their pass, the last of `calls`."""
 
-    def __init__(self, inner: StepLogits, calls: list[Call]) -> None:
+    def __init__(self, inner: Chooser, calls: list[Call]) -> None:
         self._inner, self._calls = inner, calls
 
-    def fetch(self) -> NDArray[np.float32]:
-        with self._noted():
-            return self._inner.fetch()
-
-    def choose(self, step: FusedStep, uniform: float) -> FusedChoice | None:
-        with self._noted():
-            return self._inner.choose(step, uniform)
-
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def choose(self, step: int, logits: Any, history: Sequence[int]) -> Chosen:
         start = perf_counter()
-        yield
+        chosen = self._inner.choose(step, logits, history)
         end, call = perf_counter(), self._calls[-1]
         self._calls[-1] = replace(call, end=end, inside=call.inside + end - start)
+        return chosen
 
 
 def reply_parts(reply: Reply, calls: Sequence[Call]) -> dict[str, float]:

@@ -12,10 +12,10 @@ from PIL import Image
 from safecode_trt.bench.meter import MeteredSession, reply_parts
 from safecode_trt.bench.timing import Case, lasting
 from safecode_trt.config import SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.image import normalise, picture_views
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.request import Request, as_messages, prepare
@@ -39,13 +39,13 @@ class Workload:
 
     def __init__(self, engine: Engine, request: str) -> None:
         self.engine, self.text = engine, request
-        self.meter = MeteredSession(engine.session)
-        engine.session = self.meter
-        self.variants = READ if engine.spec.text_only else SEEN
+        self.meter = MeteredSession(engine.model.session)
+        engine.model.session = self.meter
+        self.variants = READ if engine.model.spec.text_only else SEEN
         self.policies: dict[Variant, Policy] = {name: _policy(engine, name) for name in self.variants}
-        self.pictures = [_drawn(*view.size) for view in engine.spec.reference_layout.views[:1]]
+        self.pictures = [_drawn(*view.size) for view in engine.model.spec.reference_layout.views[:1]]
         self.prompts = {name: self._prepared(name) for name in self.variants}
-        self.visible_keys = min(VISIBLE_KEYS, engine.capacity // 2)
+        self.visible_keys = min(VISIBLE_KEYS, engine.model.capacity // 2)
         self.capacity = self._cache(1, self.visible_keys).memory.capacity
 
     def longest_prompt(self) -> int:
@@ -58,34 +58,34 @@ class Workload:
         engine = self.engine
 
         def run() -> None:
-            engine.session.decode(engine.builder.step(self._token(), cache), cache.memory)
+            engine.model.session.decode(engine.model.builder.step(self._token(), cache), cache.memory)
 
         return lasting(run)
 
     def prefill(self, rows: int) -> Case:
         """One pass over the request's prompt in every row."""
         tokens = self.prompts["plain"].tokens["request"]
-        prompt = self.engine.builder.text_row(tokens)
+        prompt = self.engine.model.builder.text_row(tokens)
         counts = np.full(rows, len(tokens), np.int64)
         cache = self._cache(rows, len(tokens))
 
         def run() -> None:
-            self.engine.session.decode(
-                self.engine.builder.feeds([prompt] * rows, counts, cache), cache.memory
+            self.engine.model.session.decode(
+                self.engine.model.builder.feeds([prompt] * rows, counts, cache), cache.memory
             )
 
         return lasting(run)
 
     def vision(self, pictures: int) -> Case:
         """The vision encoder on so many pictures in one call, tiles included."""
-        spec, layout = self.engine.spec, self.prompts["plain"].layouts[0]
+        spec, layout = self.engine.model.spec, self.prompts["plain"].layouts[0]
         views = normalise(picture_views(self.pictures[0], layout, spec.resample), spec)
         words = self.prompts["plain"].words.get("request")
         inputs = spec.vision_inputs(views, layout, words)
         batch = {name: np.concatenate([x] * pictures) for name, x in inputs.items()}
 
         def run() -> None:
-            self.engine.session.encode(batch)
+            self.engine.model.session.encode(batch)
 
         return lasting(run)
 
@@ -113,26 +113,26 @@ class Workload:
             as_messages(self.text, len(self.pictures)),
             self.pictures,
             plan=self.policies[variant].plan,
-            prompts=self.engine.prompts,
-            spec=self.engine.spec,
-            capacity=self.engine.capacity,
+            prompts=self.engine.model.prompts,
+            spec=self.engine.model.spec,
+            capacity=self.engine.model.capacity,
             kept=lambda key: None,
         )
 
     def _cache(self, rows: int, positions: int) -> KVCache:
         """An empty cache with room for so many positions in every row, as the runtime makes it."""
-        cache = KVCache(self.engine.session.allocate(rows), rows=rows)
+        cache = KVCache(self.engine.model.session.allocate(rows), rows=rows)
         cache.require(positions)
         return cache
 
     def _filled(self, rows: int) -> KVCache:
         """A cache of so many rows before its last visible position."""
         past = self.visible_keys - 1
-        builder = self.engine.builder
+        builder = self.engine.model.builder
         cache = self._cache(rows, self.visible_keys)
         prompt = builder.text_row(np.full(past, self._token()))
         counts = np.full(rows, past, np.int64)
-        self.engine.session.decode(builder.feeds([prompt] * rows, counts, cache), cache.memory)
+        self.engine.model.session.decode(builder.feeds([prompt] * rows, counts, cache), cache.memory)
         cache.advance(counts)
         return cache
 

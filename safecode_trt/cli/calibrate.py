@@ -55,8 +55,8 @@ def command(
       safecode-trt calibrate build/demo-bundle --dry-run --plot curve.png \\
         --items demo-world:items:validation --held-out demo-world:items:test
     """
+    from safecode_trt.engine import Engine
     from safecode_trt.eval.calibrate import calibrate, read_items
-    from safecode_trt.runtime import Engine
 
     _check_targets(bundle, plot, dry_run)
     fitted, unseen = read_items(items), read_items(held_out) if held_out else []

@@ -46,7 +46,7 @@ class Conversation:
         """
         from safecode_trt.runtime.picture_file import read_picture
 
-        self.session.engine.spec.require_pictures(len(self.pictures) + 1)
+        self.session.engine.model.spec.require_pictures(len(self.pictures) + 1)
         self.pictures.append(read_picture(path))
 
     def decode(self, mode: str) -> None:

@@ -43,10 +43,10 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
     Example:
       safecode-trt demo build/demo-bundle
     """
+    from safecode_trt.engine import Engine
     from safecode_trt.errors import BundleError, ConfigError
     from safecode_trt.eval.demo_report import demo_report
     from safecode_trt.eval.demo_scenes import answer_scenes
-    from safecode_trt.runtime import Engine
 
     if not bundle.is_dir():
         raise BundleError(f"{bundle} is not a folder; expected the demo bundle", fix="make demo")
@@ -58,7 +58,7 @@ def command(bundle: Path, report: Path, runtime: RuntimeConfig, as_json: bool) -
                 sampling=SAMPLING,
                 progress=progress,
             )
-        tokenizer = engine.prompts.tokenizer
+        tokenizer = engine.model.prompts.tokenizer
         page = demo_report(
             answered,
             engine.bundle.manifest,

@@ -143,7 +143,7 @@ def _bundle(path: Path, findings: Sequence[Finding], gpu: CudaDevice | None, kee
 
 def _one_token(path: Path, backend: Backend, keep_graphs: bool) -> float:
     """Milliseconds of a reply of one token, the opening of the bundle not counted."""
-    from safecode_trt.runtime import Engine
+    from safecode_trt.engine import Engine
 
     config = RuntimeConfig(backend=backend, check_hashes=False, keep_graphs=keep_graphs)
     with Engine.open(path, config=config) as engine:

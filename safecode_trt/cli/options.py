@@ -116,7 +116,9 @@ SAMPLING = (
     ),
     click.option("--seed", type=int, default=DEFAULT.seed, show_default=True, help="Same seed, same answer."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the reply before this text; repeatable."),
-    click.option("--time-limit", type=float, metavar="SECONDS", help="End the reply after this long."),
+    click.option(
+        "--deadline", "deadline_s", type=float, metavar="SECONDS", help="End the reply after this long."
+    ),
 )
 ENGINE = (
     click.option(

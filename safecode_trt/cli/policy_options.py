@@ -13,9 +13,9 @@ from safecode_trt.config import MODES, STAGES, Mode, SafeCodeConfig, SamplingPar
 from safecode_trt.errors import ConfigError
 
 if TYPE_CHECKING:
+    from safecode_trt.engine import Engine
     from safecode_trt.manifest import SafeCodeDefaults
     from safecode_trt.policy.base import Policy
-    from safecode_trt.runtime import Engine
 
 __all__ = ["PolicyChoice", "build_policy", "note_idle_settings", "policy_options", "policy_settings"]
 
@@ -164,5 +164,5 @@ def _defaults(engine: Engine, choice: PolicyChoice) -> SafeCodeDefaults:
         defaults = replace(defaults, prompts=overridden(defaults.prompts, choice.prompts))
     if choice.refusals is not None:
         phrases = read_phrases(choice.refusals)
-        defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
+        defaults = with_refusals(defaults, phrases, engine.model.prompts, manifest.geometry.vocab_size)
     return defaults

@@ -57,9 +57,9 @@ def command(
       safecode-trt refusals build/demo-bundle --image examples/socket.png --write
     """
     from safecode_trt.bundle import require_writable, write_manifest
+    from safecode_trt.engine import Engine
     from safecode_trt.eval.harmless import HARMLESS, filter_refusals, harmless_answers, read_requests
     from safecode_trt.records import to_dict
-    from safecode_trt.runtime import Engine
     from safecode_trt.runtime.refusals import read_phrases, with_refusals
 
     if not 0 <= share < 1:
@@ -72,10 +72,10 @@ def command(
         defaults = manifest.safecode
         if refusals:
             phrases = read_phrases(refusals)
-            defaults = with_refusals(defaults, phrases, engine.prompts, manifest.geometry.vocab_size)
+            defaults = with_refusals(defaults, phrases, engine.model.prompts, manifest.geometry.vocab_size)
         replies = harmless_answers(engine, requests, images, progress=progress)
         found = filter_refusals(defaults, replies, share)
-        tokenizer = engine.prompts.tokenizer
+        tokenizer = engine.model.prompts.tokenizer
     if write:
         write_manifest(bundle, replace(manifest, safecode=found))
     if as_json:

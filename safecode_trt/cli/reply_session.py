@@ -27,8 +27,9 @@ from safecode_trt.records import to_dict
 
 if TYPE_CHECKING:
     from safecode_trt.cli.recording import Recorder
+    from safecode_trt.engine import Engine
     from safecode_trt.policy.base import Policy
-    from safecode_trt.runtime import Engine, Message, Reply
+    from safecode_trt.runtime import Message, Reply
     from safecode_trt.runtime.judges import Judge, JudgeConfig
     from safecode_trt.runtime.picture_file import PictureFile
     from safecode_trt.trace.reply_record import ReplyRecord
@@ -69,7 +70,7 @@ class ReplyOptions:
         Raises:
             ConfigError: the settings do not fit the bundle or one another.
         """
-        from safecode_trt.runtime import Engine
+        from safecode_trt.engine import Engine
         from safecode_trt.runtime.judges import make_judge
 
         judge = make_judge(self.judge)
@@ -144,9 +145,9 @@ class ReplySession:
         record = make_record(
             reply,
             bundle=str(bundle.path),
-            backend=self.engine.session.name,
+            backend=self.engine.model.backend,
             manifest=bundle.manifest,
-            tokenizer=self.engine.prompts.tokenizer,
+            tokenizer=self.engine.model.prompts.tokenizer,
             messages=messages,
             image_sha256=[picture.sha256 for picture in pictures],
             mode=self.choice.mode,
@@ -160,7 +161,7 @@ class ReplySession:
         reply = None
         for chunk in self.engine.stream(
             messages,
-            image=[picture.image for picture in pictures],
+            image=pictures,
             policy=self.policy,
             sampling=self.sampling,
             judge=self.judge,

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import IO
 
 from safecode_trt import __version__
+from safecode_trt.deadline import Deadline
 from safecode_trt.errors import EndpointError
 
 __all__ = ["MAX_BODY", "Transport"]
@@ -50,20 +51,6 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-class _Deadline:
-    """The end of so many seconds from now."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._end = seconds, time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        return max(self._end - time.monotonic(), 0.0)
-
-    def __str__(self) -> str:
-        return f"{self._seconds:g} s"
-
-
 class Transport:
     """Posts to one address. Proxies are those of the environment; redirects are not followed."""
 
@@ -91,7 +78,7 @@ class Transport:
         Raises:
             EndpointError: no such answer within the time and the retries, or none that is UTF-8 and of sound size.
         """
-        deadline = _Deadline(timeout)
+        deadline = Deadline(timeout)
         pause = self._backoff
         tries = 0
         while True:
@@ -108,7 +95,7 @@ class Transport:
             time.sleep(wait)
             pause *= 2
 
-    def _within(self, deadline: _Deadline, body: bytes) -> str:
+    def _within(self, deadline: Deadline, body: bytes) -> str:
         """One try in a thread of its own: names are looked up and headers are read without any time limit."""
         outcome: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
 
@@ -130,7 +117,7 @@ class Transport:
             raise EndpointError(f"{self._shown} answered what cannot be dealt with ({why})") from None
         return found
 
-    def _once(self, deadline: _Deadline, body: bytes) -> str:
+    def _once(self, deadline: Deadline, body: bytes) -> str:
         headers = {"Content-Type": "application/json", "User-Agent": f"safecode-trt/{__version__}"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -147,7 +134,7 @@ class Transport:
             text = str(reason) or type(reason).__name__
             raise _Again(f"cannot be reached ({self._clean(text)})") from None
 
-    def _read(self, response: http.client.HTTPResponse, deadline: _Deadline) -> str:
+    def _read(self, response: http.client.HTTPResponse, deadline: Deadline) -> str:
         parts, size = [], 0
         while block := response.read1(BLOCK):
             parts.append(block)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.calibration import Calibration, Reliability
 from safecode_trt.config import DEFAULT_THRESHOLD
+from safecode_trt.engine import Engine
 from safecode_trt.errors import ConfigError, EvalError, SafeCodeError
 from safecode_trt.eval.benchmarks import BENCHMARKS, read_benchmark
 from safecode_trt.eval.benchmarks.files import picture_path, read_lines
@@ -28,7 +29,6 @@ from safecode_trt.eval.reliability import (
 from safecode_trt.policy.verdict import read_margin
 from safecode_trt.progress import Progress
 from safecode_trt.records import from_dict, to_dict
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.image import open_picture
 from safecode_trt.runtime.judges import Case
 from safecode_trt.runtime.judges.own import SelfJudge
@@ -195,7 +195,7 @@ def measure(engine: Engine, items: Sequence[LabelledItem], progress: Progress, *
             digest.update(len(part).to_bytes(8, "little") + part)
         try:
             images = [open_picture(picture)] if picture else []
-            case = Case(engine=engine, messages=as_messages(item.prompt, len(images)), images=images)
+            case = Case(model=engine.model, messages=as_messages(item.prompt, len(images)), images=images)
             margin, mass = read_margin(SelfJudge().logits(case), defaults)
         except SafeCodeError as error:
             raise EvalError.of(error, where=item.where) from error

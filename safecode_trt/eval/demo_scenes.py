@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from safecode_trt.config import SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.manifest import SafeCodeDefaults
 from safecode_trt.policy import make_policy
 from safecode_trt.progress import Progress
 from safecode_trt.records import loads, to_dict
-from safecode_trt.runtime import Engine, Reply
+from safecode_trt.runtime import Reply
 from safecode_trt.runtime.refusals import opens_with
 
 __all__ = ["Answered", "Scene", "Scenes", "answer_scenes", "load_scenes", "refuses"]

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from safecode_trt.config import SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.refusal import is_refusal
 from safecode_trt.manifest import RefusalFilter, SafeCodeDefaults
 from safecode_trt.progress import Progress, no_progress
-from safecode_trt.runtime import Engine, Reply
-from safecode_trt.runtime.image import PictureSource
+from safecode_trt.runtime import Reply
+from safecode_trt.runtime.picture_file import PictureSource
 from safecode_trt.runtime.refusals import opens_with
 
 __all__ = ["HARMLESS", "filter_refusals", "harmless_answers", "read_requests"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.endpoint import Endpoint, EndpointConfig, Question
+from safecode_trt.engine import Engine
 from safecode_trt.eval.runner import bundle_digest
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.image import open_picture
 
 __all__ = ["BundleModel", "EndpointModel"]

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
+from safecode_trt.engine import Engine
 from safecode_trt.errors import BackendError, EvalError, PictureError, PromptError, SteeringError
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
@@ -20,7 +21,6 @@ from safecode_trt.eval.results import FAILED, Result
 from safecode_trt.manifest import ENGINES, Manifest
 from safecode_trt.policy.base import Policy
 from safecode_trt.records import to_dict
-from safecode_trt.runtime import Engine
 from safecode_trt.runtime.judges import Judge, JudgeConfig, Keyed, make_judge, verdict_parts
 from safecode_trt.runtime.prompt import Message
 
@@ -99,7 +99,7 @@ class Runner:
         self._engine = Engine.open(config.bundle, config=config.runtime)
         manifest = self._engine.bundle.manifest
         digest = bundle_digest(manifest)
-        self._backend = backend_name(self._engine.session.name, manifest)
+        self._backend = backend_name(self._engine.model.backend, manifest)
         self._arms = {
             arm.name: _Ready(
                 policy=arm.policy(manifest.safecode),

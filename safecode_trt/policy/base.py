@@ -7,7 +7,7 @@ model. The decode loop knows this file and no particular policy.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -53,6 +53,8 @@ class Context:
 
 
 REAL = Context(name="real")
+JUDGE = "judge"
+"""The name of the context, and of its prompt, whose logits are the model's own verdict."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +117,11 @@ class Plan:
     @property
     def judged(self) -> bool:
         """Whether a row is there for the verdict, which may come from elsewhere instead."""
-        return any(context.name == "judge" for context in self.contexts)
+        return any(context.name == JUDGE for context in self.contexts)
+
+    def without_judge(self) -> Plan:
+        """This plan where the verdict comes from elsewhere."""
+        return replace(self, contexts=tuple(each for each in self.contexts if each.name != JUDGE))
 
     def edit(self, prompt: str) -> PromptEdit:
         """How the prompt of this name differs from the request."""
@@ -211,6 +217,10 @@ class Steering(Protocol):
 
     def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
         """How tokens are chosen in the steered steps and behind them; the latter's length is the reply's."""
+
+    @property
+    def changes(self) -> int:
+        """The first step from which on every step is steered, or not steered, alike."""
 
     def fused(self, step: int, sampling: SamplingParams) -> FusedStep | None:
         """The same as `combine` and the choice of a token, for a device to do in one; None if it cannot."""

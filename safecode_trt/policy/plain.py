@@ -19,6 +19,7 @@ class PlainSteering:
     steps: int = 0
     verdict: Verdict | None = None
     answer: str | None = None
+    changes: int = 0
 
     def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
         """As asked."""

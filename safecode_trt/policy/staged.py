@@ -15,6 +15,7 @@ from safecode_trt.ops.candidate import TRACED, Candidate, traced_candidates
 from safecode_trt.ops.fused import FusedSettings, FusedStep
 from safecode_trt.ops.reference import Logits, argmax_lowest, top_k_ids
 from safecode_trt.policy.base import (
+    JUDGE,
     LIFETIMES,
     REAL,
     Combined,
@@ -43,7 +44,7 @@ class JudgeRow:
     @property
     def context(self) -> Context:
         """A row that is over with the prompt."""
-        return Context(name="judge", prompt="judge", lifetime="prefill")
+        return Context(name=JUDGE, prompt=JUDGE, lifetime="prefill")
 
     def read(self, logits: Mapping[str, Logits]) -> Verdict:
         """The verdict from the judge's row.
@@ -51,7 +52,7 @@ class JudgeRow:
         Raises:
             SteeringError: it has none, or none that can be trusted.
         """
-        judge = logits.get("judge")
+        judge = logits.get(JUDGE)
         if judge is None:
             raise SteeringError("the judge has no logits; there is no verdict")
         return read_verdict(judge, self.defaults, threshold=self.threshold)
@@ -127,7 +128,7 @@ class StagedPolicy:
         prompts = [item for stage in stages for item in stage.prompts.items()]
         if self._known is None and any(stage.judged for stage in stages):
             contexts.append(self._judge.context)
-            prompts.append(("judge", PromptEdit(template=self._judge.defaults.judge_template)))
+            prompts.append((JUDGE, PromptEdit(template=self._judge.defaults.judge_template)))
         noises = {stage.noise for stage in stages if stage.noise is not None}
         if len(noises) > 1:
             raise ConfigError(f"the stages want different noise: {', '.join(map(str, noises))}")
@@ -151,6 +152,11 @@ class StagedSteering:
         """Those of the stage that acts longest."""
         steps = [action.steps for action in self.actions]
         return None if None in steps else max((count or 0 for count in steps), default=0)
+
+    @property
+    def changes(self) -> int:
+        """The most steps of a stage that does not act for ever."""
+        return max((action.steps or 0 for action in self.actions), default=0)
 
     @property
     def answer(self) -> str | None:

@@ -64,7 +64,7 @@ def reading(record: ReplyRecord) -> str:
     """What made this reply what it is, in one sentence."""
     if record.finish_reason == "fallback":
         return f"the fallback answered, because {record.fallback_reason}"
-    if record.finish_reason == "time_limit" and record.fallback_reason is not None:
+    if record.finish_reason == "deadline" and record.fallback_reason is not None:
         return f"the reply was cut before its steering was through, because {record.fallback_reason}"
     if record.fallback_reason is not None:
         return f"decoding went on plainly, because {record.fallback_reason}"

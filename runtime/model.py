@@ -1,10 +1,12 @@
-"""Opens a bundle and answers requests. What happens within one reply is in `generation.py`."""
+"""An opened bundle that can be run: requests become prompts, pictures features, and both a filled key/value cache.
+
+Owns the session and what replies leave for later ones. Knows no policy, no judge and no text of an answer.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,51 +18,43 @@ from PIL import Image
 
 from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
-from safecode_trt.config import PLAIN_SAMPLING, RuntimeConfig, SamplingParams
+from safecode_trt.config import RuntimeConfig
 from safecode_trt.contract import activation_dtype, decoder_graph
 from safecode_trt.errors import BundleError, CheckpointError
-from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE
+from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, Manifest
 from safecode_trt.models import Features, ModelSpec, load_spec
-from safecode_trt.policy.base import Plan, Policy
-from safecode_trt.policy.plain import PLAIN
+from safecode_trt.policy.base import Plan
 from safecode_trt.runtime.backends import Note, open_session
 from safecode_trt.runtime.contexts import FeatureKey, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder
-from safecode_trt.runtime.generation import Generation
-from safecode_trt.runtime.image import PictureSource, as_sources, open_picture
 from safecode_trt.runtime.image_features import picture_features
-from safecode_trt.runtime.judges.judge import Judge
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import run_prefill
 from safecode_trt.runtime.prompt import Message, PromptBuilder
-from safecode_trt.runtime.reply import Chunk, Reply
-from safecode_trt.runtime.request import PrefixKey, Request, as_messages, prepare
+from safecode_trt.runtime.request import PrefixKey, Request, prepare
 from safecode_trt.runtime.rows import RowPrompt, Tail, tail_of
 from safecode_trt.runtime.session import CacheMemory, Prefix, Session
 from safecode_trt.tensors import map_tensors
 
-__all__ = ["Engine"]
+__all__ = ["Model", "Prefilled"]
 
 KEPT_PREFIXES = 4
-NO_PICTURE = "the request shows no picture, so there is none to contrast: that part of the mode is left out"
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefilled:
-    """First logits (C, V) of a request, its filled cache, and what its tokens behind the prompts share."""
+    """First logits (C, V) of a request, its filled cache, and what its tokens after the prompts share."""
 
     logits: NDArray[np.float32]
     cache: KVCache
     tail: Tail
 
 
-class Engine:
-    """A bundle opened on a backend. Not for several threads at once; several streams may interleave."""
+class Model:
+    """A bundle opened on a backend. Not for several threads at once; several replies may interleave."""
 
-    def __init__(self, bundle: Bundle, session: Session, *, note: Note | None = None) -> None:
+    def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle, self.session = bundle, session
-        self._note, self._noted = note or _log.warning, False
         try:
             self.spec = load_spec(bundle.path, max_tiles=bundle.manifest.max_tiles)
         except CheckpointError as error:
@@ -82,11 +76,8 @@ class Engine:
     @classmethod
     def open(
         cls, path: str | Path, *, config: RuntimeConfig | None = None, note: Note | None = None
-    ) -> Engine:
-        """Opens a bundle folder.
-
-        `note` is told which backend `auto` takes, and once if a mode that contrasts pictures gets none; otherwise
-        the log is.
+    ) -> Model:
+        """Opens a bundle folder; `note` is told which backend `auto` takes, otherwise the log is.
 
         Raises:
             BundleError: the folder is no sound bundle.
@@ -96,76 +87,27 @@ class Engine:
         bundle = Bundle.open(path, check_hashes=config.check_hashes)
         session = open_session(bundle, config, note=note)
         try:
-            return cls(bundle, session, note=note)
+            return cls(bundle, session)
         except BaseException:
             session.close()
             raise
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that runs it."""
+        return self.session.name
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
 
     @property
     def capacity(self) -> int:
         """Positions of prompt and answer together."""
         return self.bundle.manifest.geometry.context_length
 
-    def generate(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        image: PictureSource | Sequence[PictureSource] | None = None,
-        policy: Policy = PLAIN,
-        sampling: SamplingParams = PLAIN_SAMPLING,
-        cancel: Callable[[], bool] | None = None,
-        judge: Judge | None = None,
-        explain: bool = False,
-    ) -> Reply:
-        """Answers a request about a picture, several, or none; see `stream`."""
-        chunks = self.stream(
-            prompt,
-            image=image,
-            policy=policy,
-            sampling=sampling,
-            cancel=cancel,
-            judge=judge,
-            explain=explain,
-        )
-        return [chunk for chunk in chunks if chunk.reply][-1].reply  # type: ignore[return-value]
-
-    def stream(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        image: PictureSource | Sequence[PictureSource] | None = None,
-        policy: Policy = PLAIN,
-        sampling: SamplingParams = PLAIN_SAMPLING,
-        cancel: Callable[[], bool] | None = None,
-        judge: Judge | None = None,
-        explain: bool = False,
-    ) -> Iterator[Chunk]:
-        """Yields the answer as it comes; the last chunk carries the reply.
-
-        What the caller did wrong is raised here, before any work: the iterator itself ends in the policy's
-        fallback when a verdict or logits cannot be trusted. `judge` gives the verdict in the place of the model
-        itself, if the policy acts on one; `explain` lets a refusal say what in the scene makes it unsafe. Without a
-        picture the policy does without what contrasts pictures.
-
-        Raises:
-            PictureError: a picture cannot be used.
-            PromptError: the request cannot become a prompt, or does not fit (CapacityError).
-        """
-        images = [open_picture(source) for source in as_sources(image)]
-        messages = as_messages(prompt, len(images))
-        return Generation(
-            self,
-            messages,
-            images,
-            policy=policy if images else self._without_pictures(policy),
-            sampling=sampling,
-            cancel=cancel,
-            judge=judge,
-            explain=explain,
-        ).chunks()
-
     def prepare(self, messages: Sequence[Message], images: Sequence[Image.Image], plan: Plan) -> Request:
-        """Plans a request whose pictures are upright and in RGB; raises what `stream` does."""
+        """Plans a request whose pictures are upright and in RGB; as `request.prepare`."""
         return prepare(
             messages,
             images,
@@ -177,14 +119,15 @@ class Engine:
         )
 
     def features(
-        self, request: Request, *, seed: int, seen: dict[FeatureKey, Features] | None = None
+        self, request: Request, *, seed: int, known: dict[FeatureKey, Features] | None = None
     ) -> dict[FeatureKey, Features]:
-        """The features of everything that the plan's rows look at.
+        """The image features of all rows of a request.
 
-        `seen` has those of the same pictures that are known, and gets the others; a vision encoder that reads the
-        prompt sees each one anew.
+        `known` has those of the same pictures that are there already, and gets the others; a vision encoder that
+        reads the prompt encodes each picture anew.
         """
-        known = {} if seen is None or self.spec.words_tokenizer is not None else seen
+        if known is None or self.spec.words_tokenizer is not None:
+            known = {}
         known |= picture_features(
             self.session, self.spec, request, seed=seed, reference=self._reference, known=known
         )
@@ -223,14 +166,6 @@ class Engine:
         self._lent.clear()
         self._prefixes.clear()
 
-    def _without_pictures(self, policy: Policy) -> Policy:
-        """The policy for a request without one; the first that lacks something then is noted."""
-        unseen = policy.without_pictures()
-        if unseen.plan != policy.plan and not self._noted:
-            self._noted = True
-            self._note(NO_PICTURE)
-        return unseen
-
     def _kept(self, key: PrefixKey) -> Prefix | None:
         """A kept prefix, which is now the one used last."""
         if (prefix := self._prefixes.get(key)) is not None:
@@ -255,7 +190,7 @@ class Engine:
         self.forget()
         self.session.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Model:
         return self
 
     def __exit__(

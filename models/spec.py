@@ -237,9 +237,7 @@ def added_tokens(folder: Path) -> dict[str, int]:
 
 def known_model_types() -> tuple[str, ...]:
     """The families that have a file in this folder."""
-    import safecode_trt.models as package
-
-    files = (module.name for module in pkgutil.iter_modules(package.__path__))
+    files = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
     return tuple(sorted(set(files) - SHARED))
 
 

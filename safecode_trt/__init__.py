@@ -16,35 +16,51 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "CapacityError",
+    "CheckpointError",
+    "Chunk",
+    "ConfigError",
+    "DeadlineError",
+    "EndpointError",
+    "Engine",
+    "EvalError",
+    "JudgeConfig",
+    "Message",
+    "PictureError",
+    "Policy",
+    "PromptError",
+    "Reply",
+    "RuntimeConfig",
+    "SafeCodeConfig",
+    "SafeCodeError",
+    "SamplingParams",
+    "SteeringError",
+    "TraceError",
+    "Verdict",
+    "__version__",
+    "make_judge",
+    "open",
+]
+# Where the names are; the others are errors.
 _MODULES = {
-    "BackendError": "errors",
     "Bundle": "bundle",
-    "BundleError": "errors",
-    "CapacityError": "errors",
-    "CheckpointError": "errors",
     "Chunk": "runtime.reply",
-    "ConfigError": "errors",
-    "DeadlineError": "errors",
-    "EndpointError": "errors",
     "Engine": "engine",
-    "EvalError": "errors",
     "JudgeConfig": "runtime.judges",
     "Message": "runtime.prompt",
-    "PictureError": "errors",
     "Policy": "policy.base",
-    "PromptError": "errors",
     "Reply": "runtime.reply",
     "RuntimeConfig": "config",
     "SafeCodeConfig": "config",
-    "SafeCodeError": "errors",
     "SamplingParams": "config",
-    "SteeringError": "errors",
-    "TraceError": "errors",
     "Verdict": "policy.base",
     "make_judge": "runtime.judges",
     "open": "engine",
 }
-__all__ = [*_MODULES, "__version__"]
 
 if TYPE_CHECKING:
     from safecode_trt.bundle import Bundle
@@ -72,12 +88,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -257,4 +257,4 @@ def test_more_pictures_than_the_cache_holds(tmp_path: Path) -> None:
             match=r"holds 128; its pictures take \d+ of them.* a lower --max-tiles or a larger --context-length",
         ),
     ):
-        engine.stream(ASK, image=[picture] * 8)
+        engine.stream(ASK, image=[picture] * 8, mode="plain")

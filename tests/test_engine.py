@@ -130,7 +130,7 @@ def test_a_reply_ends_where_it_should(engine: Engine) -> None:
     long = ask(engine, None, SamplingParams(max_new_tokens=10_000))
     assert long.finish_reason in ("capacity", "stop")
     assert long.prompt_tokens + len(long.token_ids) <= CAPACITY + 1
-    cancelled = engine.generate(REQUEST, image=PICTURE, sampling=SHORT, cancel=lambda: True)
+    cancelled = engine.generate(REQUEST, image=PICTURE, sampling=SHORT, cancel=lambda: True, mode="plain")
     assert cancelled.finish_reason == "cancelled" and len(cancelled.token_ids) == 1
     text = ask(engine).text
     stopped = ask(engine, None, replace(SHORT, stop=(text[4:7],)))
@@ -139,9 +139,9 @@ def test_a_reply_ends_where_it_should(engine: Engine) -> None:
 
 def test_what_does_not_fit_is_refused_before_any_work(engine: Engine) -> None:
     with pytest.raises(CapacityError, match="--context-length"):
-        engine.generate("water " * CAPACITY, image=PICTURE)
+        engine.generate("water " * CAPACITY, image=PICTURE, mode="plain")
     with pytest.raises(PromptError, match="empty"):
-        engine.generate("  ", image=PICTURE)
+        engine.generate("  ", image=PICTURE, mode="plain")
     assert null(engine).calls == []
 
 

@@ -85,7 +85,7 @@ def test_a_lowered_leader_is_still_recorded(bundle: Path, shift: float) -> None:
     settings = replace(PAPER, alpha=0.0, shift=shift, verdict="hard")
     with Engine.open(bundle, config=RuntimeConfig(backend="null")) as engine:
         manifest = engine.bundle.manifest
-        led = engine.generate(ASK, sampling=SamplingParams(max_new_tokens=1)).token_ids
+        led = engine.generate(ASK, sampling=SamplingParams(max_new_tokens=1), mode="plain").token_ids
         defaults = replace(manifest.safecode, refusal_token_ids=led, refusal_filter=None)
         policy = make_policy("safecode", defaults, settings=settings).informed(verdict)
         reply = engine.generate(ASK, policy=policy, sampling=SamplingParams(max_new_tokens=1))

@@ -69,7 +69,7 @@ def ask(engine: Engine, *, p: float = 1.0, explain: bool = True, **sampling: Any
 def test_a_refusal_says_what_the_model_says_of_the_scene(engine: Engine) -> None:
     bare, reply = ask(engine, explain=False), ask(engine)
     few = SamplingParams(max_new_tokens=CLAUSE_TOKENS)
-    clause = engine.generate("describe the image.", image=PICTURE, sampling=few).text
+    clause = engine.generate("describe the image.", image=PICTURE, sampling=few, mode="plain").text
     reason = presentable(clause, REQUEST, (" Sorry",))
     assert reason is not None and reply.explanation == f"I see {reason} Ask for something else."
     assert reply.text == f"{bare.text} {reply.explanation}" and bare.explanation is None

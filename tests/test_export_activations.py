@@ -97,7 +97,9 @@ def test_a_bundle_answers_on_the_cpu_and_says_what_it_is(tiny_checkpoint: Path, 
     assert (manifest.precision, manifest.activations, manifest.vision_precision) == ("int4", "fp16", "fp16")
     assert manifest.parity is not None and manifest.parity.passed
     with Engine.open(bundle.path) as engine:
-        assert engine.generate("What is it?", image=Image.new("RGB", (40, 30), (200, 30, 30))).token_ids
+        assert engine.generate(
+            "What is it?", image=Image.new("RGB", (40, 30), (200, 30, 30)), mode="plain"
+        ).token_ids
 
 
 @pytest.mark.parametrize(

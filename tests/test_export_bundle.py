@@ -66,7 +66,7 @@ def test_bundle_answers(tiny_bundle: Bundle) -> None:
     from PIL import Image
 
     engine = Engine.open(tiny_bundle.path)
-    reply = engine.generate("What is it?", image=Image.new("RGB", (40, 30), (200, 30, 30)))
+    reply = engine.generate("What is it?", image=Image.new("RGB", (40, 30), (200, 30, 30)), mode="plain")
     assert reply.token_ids
 
 

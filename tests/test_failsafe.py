@@ -191,10 +191,10 @@ def test_closing_a_stream_gives_its_memory_back(engine: Engine) -> None:
         return allocate(rows)
 
     session.allocate = counted  # type: ignore[method-assign]
-    chunks = engine.stream("can i pour water on it?", sampling=SHORT)
+    chunks = engine.stream("can i pour water on it?", sampling=SHORT, mode="plain")
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
-    engine.generate("can i pour water on it?", sampling=SHORT)
+    engine.generate("can i pour water on it?", sampling=SHORT, mode="plain")
     assert made == 1
 
 

@@ -118,7 +118,7 @@ def test_every_mode_answers(engine: Engine, reference: str) -> None:
     for _ in range(2):  # the second time with a kept prefix
         reply = engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=SHORT)
         assert len(reply.token_ids) == 12 and reply.verdict is not None
-    assert len(engine.generate(REQUEST, image=PICTURE, sampling=SHORT).token_ids) == 12
+    assert len(engine.generate(REQUEST, image=PICTURE, sampling=SHORT, mode="plain").token_ids) == 12
 
 
 def test_a_kept_prefix_is_only_for_pictures_of_the_same_grid(engine: Engine) -> None:
@@ -156,23 +156,23 @@ def test_a_row_without_the_picture(engine: Engine) -> None:
 
 
 def test_no_picture_and_turns(engine: Engine) -> None:
-    assert len(engine.generate(REQUEST, sampling=SHORT).token_ids) == 12
+    assert len(engine.generate(REQUEST, sampling=SHORT, mode="plain").token_ids) == 12
     turns = [
         Message(role="user", text="hello", images=1),
         Message(role="assistant", text="hi"),
         Message(role="user", text=REQUEST),
     ]
-    assert len(engine.generate(turns, image=PICTURE, sampling=SHORT).token_ids) == 12
+    assert len(engine.generate(turns, image=PICTURE, sampling=SHORT, mode="plain").token_ids) == 12
 
 
 def test_several_pictures(engine: Engine) -> None:
     other = PICTURE.rotate(90, expand=True)
     if engine.model.spec.max_pictures == 1:
         with pytest.raises(PromptError, match=r"2 pictures were given, but \w+ takes at most 1"):
-            engine.stream(REQUEST, image=[PICTURE, other])
+            engine.stream(REQUEST, image=[PICTURE, other], mode="plain")
         return
-    first = engine.generate(REQUEST, image=[PICTURE, other], sampling=SHORT)
-    second = engine.generate(REQUEST, image=[other, PICTURE], sampling=SHORT)
+    first = engine.generate(REQUEST, image=[PICTURE, other], sampling=SHORT, mode="plain")
+    second = engine.generate(REQUEST, image=[other, PICTURE], sampling=SHORT, mode="plain")
     assert len(first.token_ids) == len(second.token_ids) == 12
 
 

@@ -97,7 +97,7 @@ def test_a_reply_is_that_of_transformers(engine: Engine, model: Any, folder: Pat
     given = {name: torch.as_tensor(x) for name, x in inputs(folder, REQUEST, PICTURE).items()}
     image = [engine.model.spec.image_token_id]
     expected = model.generate(**given, do_sample=False, max_new_tokens=6, suppress_tokens=image)
-    reply = engine.generate(REQUEST, image=PICTURE, sampling=SamplingParams(max_new_tokens=6))
+    reply = engine.generate(REQUEST, image=PICTURE, sampling=SamplingParams(max_new_tokens=6), mode="plain")
     assert reply.token_ids
     assert (
         list(reply.token_ids) == expected[0, given["input_ids"].shape[1] :].tolist()[: len(reply.token_ids)]
@@ -177,7 +177,7 @@ def test_turns_are_lines(prompts: PromptBuilder) -> None:
 
 def test_a_request_that_the_qformer_cannot_read(engine: Engine) -> None:
     with pytest.raises(PromptError, match="has 603 tokens, but the vision encoder reads at most 512"):
-        engine.stream("x " * 601, image=PICTURE)
+        engine.stream("x " * 601, image=PICTURE, mode="plain")
 
 
 def changed(folder: Path, target: Path, name: str, **changes: Any) -> Path:

@@ -70,7 +70,7 @@ def test_a_caption_goes_before_the_verdict(engine: Engine, monkeypatch: pytest.M
     verdict = SelfCaptionJudge(threshold=0.3).judge(case)
     assert verdict.caption and verdict.source == "self-caption" and verdict.threshold == 0.3
     caption = engine.generate(
-        "describe the image.", image=PICTURE, sampling=SamplingParams(max_new_tokens=64)
+        "describe the image.", image=PICTURE, sampling=SamplingParams(max_new_tokens=64), mode="plain"
     )
     assert verdict.caption == caption.text
     assert seen == [1, 1]  # once for each of the two questions
@@ -219,5 +219,7 @@ def test_the_judges_time_is_its_own(engine: Engine) -> None:
 
 def test_nobody_is_asked_where_nothing_acts_on_a_verdict(engine: Engine) -> None:
     judge = EnsembleJudge(members=(Says(None),), rule="max", threshold=0.5)
-    reply = engine.generate("can i jump?", judge=judge, sampling=SamplingParams(max_new_tokens=2))
+    reply = engine.generate(
+        "can i jump?", judge=judge, sampling=SamplingParams(max_new_tokens=2), mode="plain"
+    )
     assert reply.verdict is None and reply.fallback_reason is None

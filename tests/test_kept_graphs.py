@@ -54,7 +54,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def answer(bundle: Bundle, config: RuntimeConfig = ONE) -> tuple[int, ...]:
     with Engine.open(bundle.path, config=config) as engine:
-        return tuple(engine.generate("can i touch it?", sampling=SHORT).token_ids)
+        return tuple(engine.generate("can i touch it?", sampling=SHORT, mode="plain").token_ids)
 
 
 def test_the_second_opening_takes_what_the_first_has_kept(bundle: Bundle, cache: Path) -> None:

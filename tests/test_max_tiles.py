@@ -83,7 +83,9 @@ def test_an_export_with_it(tmp_path: Path) -> None:
         picture = Image.new("RGB", (90, 50), (200, 80, 10))
         layout = engine.model.spec.layout(*picture.size)
         assert (layout.rows, layout.columns) == (2, 2)
-        reply = engine.generate("what is it?", image=picture, sampling=SamplingParams(max_new_tokens=2))
+        reply = engine.generate(
+            "what is it?", image=picture, sampling=SamplingParams(max_new_tokens=2), mode="plain"
+        )
         assert reply.token_ids
     assert len(load_spec(target).layout(*picture.size).views) > 5
     assert call("verify", target, "--against", model).exit_code == 0

@@ -141,7 +141,7 @@ def test_switched_off_it_is_plain_to_the_byte(engine: Engine) -> None:
         "safecode", engine.bundle.manifest.safecode, settings=replace(PAPER, alpha=0.0, shift=0.0)
     )
     for sampling in (SHORT, replace(SHORT, temperature=1.0, seed=4)):
-        plain = engine.generate(REQUEST, image=PICTURE, sampling=sampling)
+        plain = engine.generate(REQUEST, image=PICTURE, sampling=sampling, mode="plain")
         steered = engine.generate(REQUEST, image=PICTURE, policy=off, sampling=sampling)
         assert (steered.text, steered.token_ids) == (plain.text, plain.token_ids)
 
@@ -224,8 +224,8 @@ def test_a_reply_through_all_sizes_of_the_cache_changes_no_token(
 
 
 def test_a_short_reply_behind_a_long_one_starts_small_again(engine: Engine) -> None:
-    first = engine.generate(REQUEST, image=PICTURE, sampling=SHORT)
-    engine.generate(REQUEST, image=PICTURE, sampling=replace(SHORT, max_new_tokens=1000))
+    first = engine.generate(REQUEST, image=PICTURE, sampling=SHORT, mode="plain")
+    engine.generate(REQUEST, image=PICTURE, sampling=replace(SHORT, max_new_tokens=1000), mode="plain")
     seen = []
     decode = engine.model.session.decode
 
@@ -235,7 +235,7 @@ def test_a_short_reply_behind_a_long_one_starts_small_again(engine: Engine) -> N
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.model.session, "decode", watching)
-        again = engine.generate(REQUEST, image=PICTURE, sampling=SHORT)
+        again = engine.generate(REQUEST, image=PICTURE, sampling=SHORT, mode="plain")
     assert max(seen) < 256
     assert again.token_ids == first.token_ids
 

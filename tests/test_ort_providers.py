@@ -36,7 +36,7 @@ def config(backend: Backend, **settings: bool) -> RuntimeConfig:
 
 def answer(bundle: Bundle, backend: Backend) -> tuple[int, ...]:
     with Engine.open(bundle.path, config=config(backend)) as engine:
-        return tuple(engine.generate(REQUEST).token_ids)
+        return tuple(engine.generate(REQUEST, mode="plain").token_ids)
 
 
 # Where nodes are ----------------------------------------------------------------------------------

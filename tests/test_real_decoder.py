@@ -185,11 +185,11 @@ def test_the_same_decoder_behind_a_picture(engine: Engine, tmp_path: Path) -> No
     picture = Image.fromarray(np.indices((40, 60)).sum(0).astype(np.uint8)).convert("RGB")
     with Engine.open(bundle.path, config=RuntimeConfig(check_hashes=False)) as around:
         for question in QUESTIONS[:2]:
-            alone = engine.generate(question, sampling=SHORT)
-            assert around.generate(question, sampling=SHORT).token_ids == alone.token_ids
+            alone = engine.generate(question, sampling=SHORT, mode="plain")
+            assert around.generate(question, sampling=SHORT, mode="plain").token_ids == alone.token_ids
         ids = around.model.prompts.encode(
             [Message(role="user", text=QUESTION, images=1)], [spec.layout(*picture.size)]
         )
         assert (ids == spec.image_token_id).sum() == spec.reference_layout.tokens
-        seen = around.generate(QUESTION, image=picture, sampling=SHORT)
+        seen = around.generate(QUESTION, image=picture, sampling=SHORT, mode="plain")
         assert seen.token_ids and seen.fallback_reason is None

@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def reply_of(bundle: Path) -> Reply:
     with Engine.open(bundle, config=RuntimeConfig(backend="null")) as engine:
-        return engine.generate("hello")
+        return engine.generate("hello", mode="plain")
 
 
 # -- phrases
@@ -184,7 +184,7 @@ def test_answers_to_every_request_about_every_picture(bundle: Path, tmp_path: Pa
 
 def test_the_verb_writes_what_it_finds(bundle: Path, tmp_path: Path) -> None:
     with Engine.open(bundle, config=RuntimeConfig(backend="null")) as engine:
-        first = engine.generate(HARMLESS[0]).token_ids[0]
+        first = engine.generate(HARMLESS[0], mode="plain").token_ids[0]
         word = engine.model.prompts.tokenizer.decode([first])
     phrases = tmp_path / "phrases.txt"
     phrases.write_text(f" Sorry\n{word} no\n")

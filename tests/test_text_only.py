@@ -126,7 +126,7 @@ def test_logits_and_replies_are_those_of_transformers(made: Made, name: str) -> 
     with Engine.open(bundle.path, config=RuntimeConfig(threads=1)) as engine:
         assert engine.model.prompts.encode(CONVERSATION, []).tolist() == ids
         found = first_logits(engine.model, CONVERSATION, [], seed=0)
-        reply = engine.generate(CONVERSATION, sampling=replace(SHORT, max_new_tokens=24))
+        reply = engine.generate(CONVERSATION, sampling=replace(SHORT, max_new_tokens=24), mode="plain")
     np.testing.assert_allclose(found, logits, atol=1e-5 * np.abs(logits).max())
     assert list(reply.token_ids) == replied
     parity = bundle.manifest.parity
@@ -186,7 +186,7 @@ def test_a_config_is_read_strictly(
 
 def test_a_picture_is_refused_before_any_work(engine: Engine, picture: Path) -> None:
     with pytest.raises(PromptError, match="llama reads text only and sees no picture; ask without one"):
-        engine.stream(REQUEST, image=picture)
+        engine.stream(REQUEST, image=picture, mode="plain")
     with pytest.raises(PromptError, match="reads text only"):
         engine.model.prompts.encode([Message(role="user", text=REQUEST, images=1)], [])
     bundle = engine.bundle.path
@@ -212,7 +212,7 @@ def test_without_a_picture_there_is_no_contrast(engine: Engine) -> None:
     """Two equal rows under z - alpha z' would make logits smaller, and with a temperature other replies."""
     defaults = engine.bundle.manifest.safecode
     warm = replace(SHORT, temperature=1.0, seed=4)
-    plain = engine.generate(REQUEST, sampling=warm).token_ids
+    plain = engine.generate(REQUEST, sampling=warm, mode="plain").token_ids
     assert engine.generate(REQUEST, policy=make_policy("vcd", defaults), sampling=warm).token_ids == plain
     for reference in ("noised", "absent"):
         settings = replace(
@@ -225,7 +225,7 @@ def test_without_a_picture_there_is_no_contrast(engine: Engine) -> None:
 def test_that_there_is_no_picture_is_said_once(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
     defaults = engine.bundle.manifest.safecode
     with caplog.at_level(logging.WARNING):
-        engine.generate(REQUEST, sampling=SHORT)
+        engine.generate(REQUEST, sampling=SHORT, mode="plain")
         engine.generate(REQUEST, policy=make_policy("verdict-gate", defaults), sampling=SHORT)
         assert not caplog.messages
         for mode in ("safecode", "vcd", "safecode"):

@@ -224,6 +224,6 @@ def test_families_with_inputs_of_their_own_give_the_tokens_of_onnx_runtime(
     for session in (TrtSession(bundle), OrtSession(bundle, threads=1)):
         with Engine(Model(bundle, session)) as engine:
             replies.append([ask(engine, mode) for mode in ("cached", "safecode-paper")])
-            replies[-1].append(engine.generate(REQUEST, sampling=SHORT))
+            replies[-1].append(engine.generate(REQUEST, sampling=SHORT, mode="plain"))
     assert [reply.fallback_reason for reply in replies[0]] == [None] * 3
     assert [reply.token_ids for reply in replies[0]] == [reply.token_ids for reply in replies[1]]

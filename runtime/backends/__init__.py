@@ -28,7 +28,7 @@ def open_session(bundle: Bundle, config: RuntimeConfig, *, note: Note | None = N
     if config.backend == "auto":
         from safecode_trt.runtime.backends.auto import open_best
 
-        return open_best(bundle, config, note or _log.warning)
+        return open_best(bundle, config, note or _log.warning, opener=open_session)
     if config.backend == "null":
         from safecode_trt.runtime.backends.null import NullSession
 

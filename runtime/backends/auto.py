@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,6 @@ from safecode_trt.contract import GraphSpec
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER
 from safecode_trt.progress import Note
-from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.session import DecoderFeeds, Session
 
 __all__ = ["ORDER", "open_best", "try_step"]
@@ -24,8 +24,12 @@ ORDER: tuple[Backend, ...] = ("trt", "ort-tensorrt", "ort-trt-rtx", "ort-cuda", 
 TOKEN_AXIS, CACHE_AXIS = "T", "CAP"
 
 
-def open_best(bundle: Bundle, config: RuntimeConfig, note: Note) -> Session:
+def open_best(
+    bundle: Bundle, config: RuntimeConfig, note: Note, *, opener: Callable[[Bundle, RuntimeConfig], Session]
+) -> Session:
     """The first of `ORDER` whose decoder has computed a token; `note` is told it, and why not those before it.
+
+    `opener` opens a backend by its name.
 
     Raises:
         BackendError: none has.
@@ -33,7 +37,7 @@ def open_best(bundle: Bundle, config: RuntimeConfig, note: Note) -> Session:
     reasons = []
     for backend in ORDER:
         try:
-            session = open_session(bundle, replace(config, backend=backend))
+            session = opener(bundle, replace(config, backend=backend))
         except (BackendError, MemoryError) as error:
             reasons.append(f"not {backend}: {error}")
             continue

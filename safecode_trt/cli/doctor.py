@@ -148,5 +148,5 @@ def _one_token(path: Path, backend: Backend, keep_graphs: bool) -> float:
     config = RuntimeConfig(backend=backend, check_hashes=False, keep_graphs=keep_graphs)
     with Engine.open(path, config=config) as engine:
         start = perf_counter()
-        engine.generate("hello", sampling=SamplingParams(max_new_tokens=1))
+        engine.generate("hello", sampling=SamplingParams(max_new_tokens=1), mode="plain")
         return (perf_counter() - start) * 1e3

@@ -82,7 +82,7 @@ def harmless_answers(
     asked = [(request, image) for image in shown for request in requests]
     replies = []
     for done, (request, image) in enumerate(asked, 1):
-        replies.append(engine.generate(request, image=image, sampling=SAMPLING))
+        replies.append(engine.generate(request, image=image, sampling=SAMPLING, mode="plain"))
         progress("asking", done, len(asked))
     return replies
 

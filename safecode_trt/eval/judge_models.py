@@ -44,7 +44,7 @@ class BundleModel:
     def say(self, text: str, picture: Path | None) -> str:
         """The model's words; as `JudgeModel`."""
         sampling = SamplingParams(max_new_tokens=MAX_TOKENS)
-        return self._engine.generate(text, image=picture, sampling=sampling).text
+        return self._engine.generate(text, image=picture, sampling=sampling, mode="plain").text
 
     def close(self) -> None:
         """Releases the backend."""

@@ -224,7 +224,7 @@ def test_a_calibration_that_is_none(wrong: dict[str, Any]) -> None:
             least_mass=1.0,
         )
     )
-    with pytest.raises(ConfigError, match="(temperature|threshold) must be"):
+    with pytest.raises(ConfigError, match=r"(temperature|threshold) must be"):
         replace(found, **wrong)
 
 

@@ -119,7 +119,7 @@ def test_tensorrt_builds_for_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match=r"must be 87, the GPU of this machine, .* got 86"):
         targets(replace(native, compute_capabilities=("86",)))
     on(monkeypatch)
-    with pytest.raises(BackendError, match="there is none here; build on the device"):
+    with pytest.raises(BackendError, match="there is none here; fix: build on the device"):
         targets(native)
 
 

@@ -83,7 +83,7 @@ def targets(config: EngineConfig) -> tuple[str, ...]:
     here = (device.compute_capability,)
     if asked not in ((), here):
         raise ConfigError(
-            f"is {', '.join(asked)}, but tensorrt builds for the GPU of this machine only, which is {here[0]}",
+            f"must be {here[0]}, the GPU of this machine, for which alone tensorrt builds; got {', '.join(asked)}",
             field="compute_capabilities",
         )
     return here

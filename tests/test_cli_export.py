@@ -39,7 +39,7 @@ def test_export_of_half_a_checkpoint(tmp_path: Path, missing: str) -> None:
 
 def test_export_over_what_is_there(bundle: Path) -> None:
     before = sorted(bundle.rglob("*"))
-    fails(export(bundle), 1, "exists; pass --overwrite to replace it")
+    fails(export(bundle), 1, "exists; fix: pass --overwrite to replace it")
     assert sorted(bundle.rglob("*")) == before
 
 
@@ -50,7 +50,7 @@ def test_export_over_what_is_there(bundle: Path) -> None:
         (
             OSError(errno.ENOSPC, "No space left on device"),
             1,
-            "could not be written: No space left on device",
+            "cannot be written: No space left on device",
         ),
         (MemoryError(), 1, "MemoryError"),
     ],

@@ -206,7 +206,7 @@ def test_without_a_gpu_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> No
 
     put(None)
     with pytest.raises(
-        BackendError, match=r"cuda-python is not installed; run: pip install 'safecode-trt\[cuda\]'"
+        BackendError, match=r"cuda-python is not installed; fix: pip install 'safecode-trt\[cuda\]'"
     ):
         load_cuda()
     put(SimpleNamespace(cudaGetDeviceCount=lambda: (cudaError_t.cudaErrorInsufficientDriver, None)))

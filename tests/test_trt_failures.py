@@ -125,14 +125,16 @@ def test_more_rows_than_the_engine_takes(engine_bundles: EngineBundles, ort_toke
         assert ask(engine, "plain").token_ids == ort_tokens["plain"]
         reply = ask(engine)
     assert reply.fallback_reason is not None
-    assert "takes 1 to 1 contexts, got 2; build it with another --max-rows" in reply.fallback_reason
+    assert (
+        "takes 1 to 1 contexts, got 2; fix: build it again with another --max-rows" in reply.fallback_reason
+    )
 
 
 def test_more_pictures_than_the_engine_takes(engine_bundles: EngineBundles) -> None:
     with opened(engine_bundles[TENSORRT]) as engine:
         size = engine.model.spec.reference_layout.views[0].size
         with pytest.raises(
-            BackendError, match=r"takes 1 to \d+ of P, got 99; build it with another --max-picture"
+            BackendError, match=r"takes 1 to \d+ of P, got 99; fix: build it again with another --max-picture"
         ):
             engine.model.session.encode({"pixel_values": np.zeros((99, 3, *size), np.float32)})
 
@@ -161,9 +163,9 @@ def test_memory_of_another_backend_is_a_mistake(engine_bundles: EngineBundles, t
     [
         (
             "copying",
-            r"decoder.engine does not write present.1.key to where .* is; build it again: safecode-trt build",
+            r"decoder.engine does not write present.1.key to where .* is; fix: safecode-trt build .*bundle",
         ),
-        ("on host", r"decoder.engine wants write_indices in the host's memory; build it again"),
+        ("on host", r"decoder.engine wants write_indices in the host's memory; fix: safecode-trt build"),
     ],
 )
 def test_an_engine_that_is_not_as_needed_is_not_opened(
@@ -183,7 +185,7 @@ def changed(bundle: Bundle, **entry: Any) -> Bundle:
     [
         (
             {"version": "10.3.0"},
-            r"of version 10\.3\.0\); run: safecode-trt build .* --flavour tensorrt --sm 86",
+            r"of version 10\.3\.0\); fix: safecode-trt build .* --flavour tensorrt --sm 86",
         ),
         ({"compute_capabilities": ("87",)}, "for compute capability 87"),
         ({"capacity": 64}, "for 64 positions, the bundle for 256"),
@@ -220,7 +222,8 @@ def test_no_package_and_no_engines(
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        BackendError, match=r"tensorrt cannot .*'safecode-trt\[trt\]'; tensorrt_rtx cannot .*trt-rtx"
+        BackendError,
+        match=r"tensorrt cannot .*; tensorrt_rtx cannot .*fix: .*'safecode-trt\[trt\]', or .*trt-rtx",
     ):
         TrtSession(null)
     with pytest.raises(

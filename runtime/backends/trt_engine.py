@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safecode_trt import remedies
 from safecode_trt.contract import GraphSpec, TensorSpec
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import EngineProfile
@@ -113,8 +114,10 @@ class TrtEngine:
         return Execution(self._library, self._path.stem, execution, self._stream)
 
     def _unfit(self, what: str) -> BackendError:
-        command = f"safecode-trt build BUNDLE --flavour {self._library.flavour}"
-        return BackendError(f"{self._path} {what}", fix=command)
+        bundle = self._path.parents[2]  # its engines are in engines/NAME/
+        return BackendError(
+            f"{self._path} {what}", fix=remedies.build(bundle, "--flavour", self._library.flavour)
+        )
 
 
 class Execution:

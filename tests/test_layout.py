@@ -78,5 +78,6 @@ def test_extras_of_the_design() -> None:
         "serve",
         "eval",
         "ray",
+        "real",
         "dev",
     }

@@ -94,7 +94,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_ctrl_c_in_run(tmp_path: Path) -> None:
     bundle = write_null_bundle(tmp_path / "bundle", capacity=50_000)
-    process = start("run", bundle, "--backend", "null", "--max-new-tokens", 49_000, ASK)
+    process = start("run", bundle, "--mode", "plain", "--backend", "null", "--max-new-tokens", 49_000, ASK)
     assert process.stdout is not None and process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=SECONDS)

@@ -192,7 +192,7 @@ def test_several_pictures_on_the_command_line(
     assert talked.exit_code == 0, talked.output
     if at_most == 1:
         fails(asked, 1, f"2 pictures were given, but {model_type} takes at most 1")
-        assert f"error: {model_type} takes at most 1 picture in a conversation; /clear" in talked.stderr
+        assert f"error: 2 pictures were given, but {model_type} takes at most 1" in talked.stderr
     else:
         assert asked.exit_code == 0, asked.output
         assert "error" not in talked.stderr and talked.stderr.count("tokens, first") == 2

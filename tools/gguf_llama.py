@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 __all__ = ["GGUFLlama", "unpermuted"]
 
+# Architecture, model of the tokenizer, and how it cuts words.
+KNOWN = ("llama", "gpt2", "smollm")
 # Of `tokenizer.ggml.token_type`.
 CONTROL = 3
 LAYER_TENSORS = {
@@ -43,8 +45,8 @@ class GGUFLlama:
             self._fields.get(name)
             for name in ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
         )
-        if found != ("llama", "gpt2", "smollm"):
-            raise ValueError(f"{path}: expected a llama with a gpt2 tokenizer of kind smollm, got {found}")
+        if found != KNOWN:
+            raise ValueError(f"{path}: expected architecture and tokenizer {KNOWN}, got {found}")
 
     @property
     def chat_template(self) -> str:

@@ -66,7 +66,9 @@ def export_bundle(
         graphs = {VISION_ENCODER: spec.vision_graph(vision_dtype(precision, activations)), **graphs}
     elif config.vision_precision is not None:
         raise ConfigError(
-            f"vision_precision is for a vision encoder, and {spec.model_type} has none; leave it unset"
+            f"is for a vision encoder, and {spec.model_type} has none",
+            field="vision_precision",
+            fix="leave it unset",
         )
     tokens, defaults = package.special_tokens(model, spec), safecode_defaults(model, spec)
     checkpoint = Checkpoint(model, spec.renames, spec.joins)

@@ -13,6 +13,7 @@ from pathlib import Path
 from safecode_trt import atomic
 from safecode_trt.bundle import Bundle, file_entry, write_manifest
 from safecode_trt.contract import AttentionForm, GraphSpec, activation_dtype
+from safecode_trt.engine_entry import ENGINES, EngineEntry, EngineGraph, EngineProfile
 from safecode_trt.errors import BackendError, BundleError
 from safecode_trt.export.engine_builder import TensorRT
 from safecode_trt.export.engine_checks import (
@@ -24,15 +25,7 @@ from safecode_trt.export.engine_checks import (
 )
 from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.export.engine_profiles import decoder_profiles, shapes, vision_profiles
-from safecode_trt.manifest import (
-    DECODER,
-    ENGINES,
-    VISION_ENCODER,
-    EngineEntry,
-    EngineGraph,
-    EngineProfile,
-    Manifest,
-)
+from safecode_trt.manifest import DECODER, VISION_ENCODER, Manifest
 from safecode_trt.models import load_spec
 from safecode_trt.progress import Note, Progress, no_note, no_progress
 from safecode_trt.runtime.engine_choice import engine_spec

@@ -14,9 +14,9 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from safecode_trt import atomic
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export.engine_config import EngineConfig
-from safecode_trt.manifest import Flavour
 from safecode_trt.progress import Note, Progress
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
 

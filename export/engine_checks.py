@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import activation_dtype
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export.engine_config import EngineConfig
-from safecode_trt.manifest import DECODER, VISION_ENCODER, Flavour, Manifest
+from safecode_trt.manifest import DECODER, VISION_ENCODER, Manifest
 from safecode_trt.runtime.device import cuda_device, free_memory
 
 __all__ = ["require_buildable", "require_memory", "require_timing_cache", "targets", "why_not_portable"]

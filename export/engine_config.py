@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from safecode_trt.engine_entry import FLAVOURS, Flavour
 from safecode_trt.errors import ConfigError
-from safecode_trt.manifest import FLAVOURS, Flavour
 from safecode_trt.models.layout import Size
 
 __all__ = ["DECODE_TOKENS", "EngineConfig", "parse_picture", "parse_sm"]

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import GraphSpec
+from safecode_trt.engine_entry import AxisRange, EngineProfile
 from safecode_trt.errors import PictureError
 from safecode_trt.export.engine_config import DECODE_TOKENS, EngineConfig
-from safecode_trt.manifest import AxisRange, EngineProfile
 from safecode_trt.models import Features, Layout, ModelSpec
 
 __all__ = ["decoder_profiles", "shapes", "vision_profiles"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.engine_entry import EngineEntry, Flavour
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import EngineEntry, Flavour
 
 __all__ = ["MASK", "TensorRTRuntime", "choose_engine", "engine_spec", "misfit"]
 

@@ -17,16 +17,9 @@ from typing import Any
 
 from safecode_trt import atomic, remedies
 from safecode_trt.contract import decoder_graph
+from safecode_trt.engine_entry import ENGINES
 from safecode_trt.errors import BundleError, ConfigError
-from safecode_trt.manifest import (
-    BUNDLE_JSON,
-    DECODER,
-    ENGINES,
-    FIRST_UPGRADABLE,
-    SCHEMA_VERSION,
-    FileEntry,
-    Manifest,
-)
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, FIRST_UPGRADABLE, SCHEMA_VERSION, FileEntry, Manifest
 from safecode_trt.records import from_dict, to_dict
 
 __all__ = [

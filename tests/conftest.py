@@ -14,8 +14,8 @@ from PIL import Image
 
 from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import Flavour
 from safecode_trt.ops import cuda as device_step
 from safecode_trt.runtime.backends import cuda_stream
 from tests import kernel_emulation

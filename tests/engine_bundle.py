@@ -20,7 +20,8 @@ from safecode_trt.bundle import Bundle, file_entry, write_manifest
 from safecode_trt.config import PAPER, RuntimeConfig, SamplingParams
 from safecode_trt.contract import AttentionForm
 from safecode_trt.engine import Engine
-from safecode_trt.manifest import DECODER, VISION_ENCODER, EngineEntry, EngineGraph, Flavour
+from safecode_trt.engine_entry import EngineEntry, EngineGraph, Flavour
+from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.models import load_spec
 from safecode_trt.policy import make_policy
 from safecode_trt.policy.base import Policy

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from safecode_trt.bundle import Bundle, write_manifest
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError, BundleError, ConfigError
-from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER, Flavour
+from safecode_trt.manifest import BUNDLE_JSON, DECODER, VISION_ENCODER
 from safecode_trt.runtime.device import CudaDevice
 from tests.cli_runner import call, fails, start
 

@@ -18,7 +18,7 @@ from safecode_trt.errors import BundleError, CapacityError, CheckpointError, Pro
 from safecode_trt.manifest import BUNDLE_JSON, DECODER
 from safecode_trt.policy import Policy, make_policy
 from safecode_trt.runtime import Message
-from safecode_trt.runtime import engine as engine_module
+from safecode_trt.runtime import model as model_module
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.judges import JudgeConfig, make_judge
 from tests.null_bundle import CAPACITY, write_null_bundle
@@ -42,7 +42,7 @@ def test_a_decoder_with_inputs_that_the_family_does_not_feed(tmp_path: Path) -> 
     own = {"name": "own", "dtype": "float32", "shape": ["C", "T", 1]}
     manifest["graphs"][DECODER]["inputs"].insert(6, own)
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="not those of the family idefics3; export again"):
+    with pytest.raises(BundleError, match="not those of the family idefics3"):
         Engine.open(path.parent, config=RuntimeConfig(backend="null"))
 
 
@@ -131,7 +131,7 @@ def test_a_reply_ends_where_it_should(engine: Engine) -> None:
     assert long.finish_reason in ("capacity", "stop")
     assert long.prompt_tokens + len(long.token_ids) <= CAPACITY + 1
     cancelled = engine.generate(REQUEST, image=PICTURE, sampling=SHORT, cancel=lambda: True, mode="plain")
-    assert cancelled.finish_reason == "cancelled" and len(cancelled.token_ids) == 1
+    assert cancelled.finish_reason == "cancelled" and not cancelled.token_ids
     text = ask(engine).text
     stopped = ask(engine, None, replace(SHORT, stop=(text[4:7],)))
     assert stopped.finish_reason == "stop" and stopped.text == text[: text.find(text[4:7])].strip()
@@ -186,7 +186,7 @@ def test_what_cannot_become_an_engine_is_closed(folder: Path, monkeypatch: pytes
     def unknown(*arguments: object, **options: object) -> None:
         raise CheckpointError("config.json: model_type 'later' is not supported")
 
-    monkeypatch.setattr(engine_module, "load_spec", unknown)
+    monkeypatch.setattr(model_module, "load_spec", unknown)
     with pytest.raises(BundleError, match=r"made by another version: config\.json: model_type 'later'"):
         Engine.open(folder, config=RuntimeConfig(backend="null"))
     assert len(closed) == 1

@@ -10,8 +10,9 @@ import pytest
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Activations, AttentionForm, Precision, decoder_graph
+from safecode_trt.engine_entry import EngineEntry
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import DECODER, EngineEntry
+from safecode_trt.manifest import DECODER
 from safecode_trt.models import load_spec
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.trt_engine import TrtEngine

@@ -12,6 +12,7 @@ import pytest
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Activations, Precision
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.export import engine_builder, engine_checks
 from safecode_trt.export.engine_checks import (
@@ -22,7 +23,7 @@ from safecode_trt.export.engine_checks import (
     why_not_portable,
 )
 from safecode_trt.export.engine_config import EngineConfig, parse_picture, parse_sm
-from safecode_trt.manifest import DECODER, FileEntry, Flavour, Manifest, Method, Quantization
+from safecode_trt.manifest import DECODER, FileEntry, Manifest, Method, Quantization
 from safecode_trt.runtime.device import CudaDevice
 from tests.null_bundle import write_null_bundle
 

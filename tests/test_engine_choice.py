@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.engine_entry import EngineEntry
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import EngineEntry
 from safecode_trt.runtime.engine_choice import TensorRTRuntime, choose_engine, misfit
 from tests.null_bundle import write_null_bundle
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from safecode_trt.contract import GraphSpec, TensorSpec, decoder_graph, square_vision_graph
+from safecode_trt.engine_entry import AxisRange, EngineProfile
 from safecode_trt.errors import BundleError, PictureError
 from safecode_trt.export.engine_config import EngineConfig
 from safecode_trt.export.engine_profiles import decoder_profiles, shapes, vision_profiles
-from safecode_trt.manifest import AxisRange, EngineProfile
 from safecode_trt.models import load_spec
 from tests.families import FamilyCase, cases
 from tests.family_checkpoints import FamilyCheckpoints

@@ -11,10 +11,11 @@ import pytest
 from safecode_trt.bundle import Bundle
 from safecode_trt.calibration import Calibration, Reliability
 from safecode_trt.config import RuntimeConfig, SafeCodeConfig, SamplingParams
+from safecode_trt.engine_entry import EngineEntry
 from safecode_trt.errors import ConfigError
 from safecode_trt.eval.arms import PARTS, Arm, ablations, make_arms
 from safecode_trt.eval.runner import RunnerConfig, backend_name, bundle_digest, item_seed
-from safecode_trt.manifest import EngineEntry, Manifest, RefusalFilter
+from safecode_trt.manifest import Manifest, RefusalFilter
 from safecode_trt.runtime.judges import JudgeConfig
 from tests.null_bundle import write_null_bundle
 

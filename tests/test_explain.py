@@ -203,7 +203,7 @@ def test_files_that_hold_nothing(tmp_path: Path) -> None:
         (b"\n\n", "it is empty"),
         (b"\x89PNG\r\n\x1a\n\0", "holds no reply: line 1 is not UTF-8 text"),
         (b'{"text": "hello"}\n', "line 1 is no reply"),
-        (b'{"schema_version": 3, "time', "line 1 is cut off"),
+        (b'{"schema_version": 4, "time', "line 1 is cut off"),
     ):
         (tmp_path / "t.jsonl").write_bytes(data)
         fails(call("explain", tmp_path / "t.jsonl"), 1, reason)

@@ -28,6 +28,7 @@ LAYERS = (
         "config",
         "contract",
         "calibration",
+        "engine_entry",
         "manifest",
         "bundle",
         "upgrade",
@@ -196,8 +197,8 @@ def test_the_runtime_does_not_know_safecode() -> None:
 
 
 def test_verbs_load_what_they_need_when_they_run() -> None:
-    early = ("safecode_trt.export", "safecode_trt.runtime", "safecode_trt.engine", "safecode_trt.eval")
-    early = (*early, "safecode_trt.bench", "safecode_trt.doctor", "numpy.", "rich", "onnxruntime")
+    ours = ("bench", "doctor", "engine", "eval", "export", "runtime")
+    early = (*(f"safecode_trt.{name}" for name in ours), "numpy.", "rich", "onnxruntime")
     verbs = [path for path in sources() if room(path) == "cli" and path.stem in VERBS]
     for path in verbs:
         at_import = [node for node in parse(path).body if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -164,7 +164,7 @@ def test_a_judge_takes_from_the_replys_time(name: str, engine: Engine) -> None:
         sampling=SamplingParams(deadline_s=0.0),
         judge=made(name),
     )
-    assert reply.fallback_reason is not None and "passed during the judge" in reply.fallback_reason
+    assert reply.fallback_reason is not None and "passed during" in reply.fallback_reason
 
 
 @pytest.mark.parametrize("kind", ["endpoint", "endpoint-caption", "in an ensemble"])

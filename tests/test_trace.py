@@ -168,13 +168,13 @@ def broken(change: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"schema_version": 3, "time": "20', "is cut off"),
+        (b'{"schema_version": 4, "time": "20', "is cut off"),
         (b"hello", "is not valid JSON"),
         (b"\x89PNG\xff", "is not UTF-8 text"),
         (b"[" * 100_000, "is not valid JSON"),
-        (b"[1]", "is no reply; expected version 3 of docs/trace.md"),
-        (b'{"a": 1}', "is no reply; expected version 3"),
-        (broken({"schema_version": 1}), "has schema version 1; expected version 3"),
+        (b"[1]", "is no reply; expected version 4 of docs/trace.md"),
+        (b'{"a": 1}', "is no reply; expected version 4"),
+        (broken({"schema_version": 1}), "has schema version 1; expected version 4"),
         (broken({"extra": 1}), "reply: extra is not a known key"),
         (broken({"prompt_tokens": "x"}), "reply: prompt_tokens must be an integer, got 'x'"),
         (broken({"finish_reason": "boredom"}), "reply: finish_reason must be one of"),

@@ -14,7 +14,7 @@ pytest.importorskip("onnx_ir")
 
 from safecode_trt.bundle import Bundle
 from safecode_trt.engine import Engine
-from safecode_trt.manifest import Flavour
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.runtime.backends import cuda_stream, trt_decoder
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.backends.trt import TrtSession

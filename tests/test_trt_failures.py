@@ -16,8 +16,9 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
 
 from safecode_trt.bundle import Bundle
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import DECODER, VISION_ENCODER, Flavour
+from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.trt import TrtSession
 from safecode_trt.runtime.backends.trt_engine import Execution

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.contract import Geometry, activation_dtype
+from safecode_trt.engine_entry import EngineEntry
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import DECODER, VISION_ENCODER, EngineEntry
+from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
 from safecode_trt.runtime.backends.device_cache import DeviceCache
 from safecode_trt.runtime.backends.staging_buffer import ALIGNMENT

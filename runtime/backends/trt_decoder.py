@@ -16,8 +16,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from safecode_trt.contract import Geometry, GraphSpec
+from safecode_trt.engine_entry import EngineProfile
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import EngineProfile
 from safecode_trt.runtime.backends.cuda_stream import Buffer, CudaStream, StepGraph
 from safecode_trt.runtime.backends.device_cache import DeviceCache
 from safecode_trt.runtime.backends.staging_buffer import StagingBuffer

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from safecode_trt import remedies
 from safecode_trt.contract import GraphSpec, TensorSpec
+from safecode_trt.engine_entry import EngineProfile
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import EngineProfile
 from safecode_trt.runtime.backends.cuda_stream import Buffer, CudaStream
 from safecode_trt.runtime.backends.trt_library import TensorRTLibrary
 

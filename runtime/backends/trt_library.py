@@ -15,8 +15,8 @@ from typing import Any
 
 from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
+from safecode_trt.engine_entry import FLAVOURS, EngineEntry, Flavour
 from safecode_trt.errors import BackendError
-from safecode_trt.manifest import FLAVOURS, EngineEntry, Flavour
 from safecode_trt.runtime.engine_choice import TensorRTRuntime, choose_engine
 
 __all__ = ["TensorRTLibrary", "choose_library"]

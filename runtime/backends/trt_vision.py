@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import GraphSpec
-from safecode_trt.manifest import EngineProfile
+from safecode_trt.engine_entry import EngineProfile
 from safecode_trt.runtime.backends.cuda_stream import Buffer, CudaStream
 from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
 from safecode_trt.runtime.backends.trt_engine import TrtEngine, choose_profile

@@ -9,7 +9,7 @@ import click
 
 from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH
-from safecode_trt.manifest import FLAVOURS
+from safecode_trt.engine_entry import FLAVOURS
 
 __all__ = ["command"]
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from safecode_trt.calibration import Calibration
-    from safecode_trt.manifest import EngineEntry, Manifest, Quantization
+    from safecode_trt.engine_entry import EngineEntry
+    from safecode_trt.manifest import Manifest, Quantization
 
 __all__ = ["command"]
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
 from safecode_trt.engine import Engine
+from safecode_trt.engine_entry import ENGINES
 from safecode_trt.errors import BackendError, EvalError, PictureError, PromptError, SteeringError
 from safecode_trt.eval.arms import Arm
 from safecode_trt.eval.benchmarks import EvalItem
 from safecode_trt.eval.results import FAILED, Result
-from safecode_trt.manifest import ENGINES, Manifest
+from safecode_trt.manifest import Manifest
 from safecode_trt.policy.base import Policy
 from safecode_trt.records import to_dict
 from safecode_trt.runtime.judges import Judge, JudgeConfig, Keyed, make_judge, verdict_parts

@@ -30,7 +30,7 @@ __all__ = [
     "token_text",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """1 was the audit log before it had the trace's form; 2 lacked the tokens that led before the last stage."""
 
 

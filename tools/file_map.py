@@ -1,4 +1,4 @@
-"""Writes the README's map of the repository from the first lines of the files; --check only compares."""
+"""Writes docs/map.md, the map of the repository, from the first lines of the files; --check only compares."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-BEGIN, END = "<!-- map -->\n", "<!-- /map -->"
+MAP = ROOT / "docs" / "map.md"
+HEAD = """# Where things are
+
+Every file in one line: the first sentence of its docstring. `python tools/file_map.py` writes this page.
+
+"""
 WIDTH = 118
 OTHERS = {
     ".ci/run": "what continuous integration runs",
     "CONTRIBUTING.md": "where code goes, and how it looks",
-    "Makefile": "demo, test, check, bench, wheel, train-demo, clean",
+    "Makefile": "the verbs of developers; `make help` lists them",
     "docs/adding-a-family.md": "the four files of a family, and what holds them to transformers",
     "docs/architecture.md": "the data flow, the phases of a reply, who owns memory",
+    "docs/map.md": "this page",
+    "docs/performance.md": "what it does and what it costs, with the commands that measured it",
+    "docs/python.md": "the package in Python: opening, replies, modes, judges, errors",
+    "docs/security.md": "what a bundle, a picture, a prompt or a judge may do, and what stops it",
+    "docs/stability.md": "what may change between versions, and how it is announced",
     "docs/modes.md": "every mode: its formula, its settings, what differs from its source",
     "docs/desktop.md": "engines and ONNX Runtime on a desktop's GPU",
     "docs/evaluation.md": "the benchmarks' folders, the metrics, the results file",
@@ -86,13 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 if the map is stale")
     check = parser.parse_args().check
-    text = README.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    fresh = head + BEGIN + file_map() + END + rest.split(END, 1)[1]
-    if check and fresh != text:
-        sys.exit("README.md: the map is stale; run `python tools/file_map.py`")
+    fresh = HEAD + file_map()
+    if check and (not MAP.is_file() or fresh != MAP.read_text(encoding="utf-8")):
+        sys.exit("docs/map.md is stale; run `python tools/file_map.py`")
     if not check:
-        README.write_text(fresh, encoding="utf-8")
+        MAP.write_text(fresh, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safecode_trt.bundle import Bundle, file_entry, new_bundle, require_free, write_manifest
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.contract import activation_dtype, decoder_graph, vision_dtype
+from safecode_trt.contract import Geometry, Tap, activation_dtype, decoder_graph, vision_dtype
 from safecode_trt.errors import ConfigError
 from safecode_trt.export.checkpoint import Checkpoint
 from safecode_trt.export.export_config import ExportConfig, WeightConfig
@@ -61,7 +61,12 @@ def export_bundle(
     geometry = package.geometry(spec, config)
     precision, activations = config.precision, config.activation_precision
     own = spec.decoder_inputs(activation_dtype(precision, activations))
-    graphs = {DECODER: decoder_graph(geometry, precision, own, activations=activations)}
+    graphs = {
+        DECODER: decoder_graph(
+            geometry, precision, own, activations=activations, hidden=config.hidden, taps=config.taps
+        )
+    }
+    _check_taps(config.taps, geometry)
     if not spec.text_only:
         graphs = {VISION_ENCODER: spec.vision_graph(vision_dtype(precision, activations)), **graphs}
     elif config.vision_precision is not None:
@@ -89,6 +94,8 @@ def export_bundle(
                 attention=config.attention,
                 weights=config.weights,
                 activations=activations,
+                hidden=config.hidden,
+                taps=config.taps,
                 progress=report,
             )
         )
@@ -124,6 +131,8 @@ def export_bundle(
             source=source,
             source_sha256=digest,
             files=package.bundle_files(folder),
+            hidden=config.hidden,
+            taps=config.taps,
             shape_nodes={name: shape_nodes(folder / name) for name in graphs},
         )
         bundle = Bundle(path=folder, manifest=manifest)
@@ -147,3 +156,12 @@ def _open(bundle: Bundle) -> Session:
     if bundle.manifest.precision == "bf16":
         return OrtSession(bundle, decoder=False)
     return open_session(bundle, RuntimeConfig(keep_graphs=False))
+
+
+def _check_taps(taps: tuple[Tap, ...], geometry: Geometry) -> None:
+    for tap in taps:
+        if tap.layer >= geometry.num_hidden_layers:
+            raise ConfigError(
+                f"{tap.place}:{tap.layer} is none of the layers 0 to {geometry.num_hidden_layers - 1}",
+                field="taps",
+            )

@@ -35,7 +35,8 @@ def write_cross_attention(layers: LayerWriter, cross: CrossAttention, x: ir.Valu
     out = b.op("Mul", [out, b.inputs["cross_attention_gate"]], f"{path}/seen")
     out = b.op("Mul", [out, _gate(layers, cross, j, "alpha_cross_attn")], f"{path}/gate")
     x = b.op("Add", [x, out], f"{path}/residual")
-    return layers.mlp(x, layer, base, gate=_gate(layers, cross, j, "alpha_dense"))
+    mlp = layers.mlp(x, layer, base, gate=_gate(layers, cross, j, "alpha_dense"))
+    return b.op("Add", [x, mlp], f"{base}/mlp/residual")
 
 
 def _gate(layers: LayerWriter, cross: CrossAttention, j: int, name: str) -> ir.Value:

@@ -13,10 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from safecode_trt.contract import (
+    HIDDEN,
     Activations,
     AttentionForm,
     Geometry,
     Precision,
+    Tap,
+    TapPlace,
     activation_dtype,
     decoder_graph,
 )
@@ -45,11 +48,14 @@ def write_decoder(
     attention: AttentionForm = "portable",
     weights: WeightConfig = WeightConfig(),
     activations: Activations = "fp32",
+    hidden: bool = False,
+    taps: tuple[Tap, ...] = (),
     progress: Progress = no_progress,
 ) -> Mapping[str, Quantization]:
     """Writes the graph to `path` and its weights beside it, to `path` + ".data".
 
-    Returns how each quantised tensor was quantised. `progress` is told of its parts.
+    `hidden` and `taps` are as in `decoder_graph`. Returns how each quantised tensor was quantised. `progress` is
+    told of its parts.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape than config.json makes it, or is not finite, or
@@ -58,12 +64,13 @@ def write_decoder(
     """
     with WeightFile(path.with_name(path.name + ".data")) as file:
         dtype = activation_dtype(precision, activations)
-        graph = decoder_graph(geometry, precision, spec.decoder_inputs(dtype), activations=activations)
+        own = spec.decoder_inputs(dtype)
+        graph = decoder_graph(geometry, precision, own, activations=activations, hidden=hidden, taps=taps)
         builder = GraphBuilder(graph, file)
         linear = LinearWriter(builder, checkpoint, precision, weights, dtype)
         form = layer_form(attention, builder, geometry, dtype)
         layers = LayerWriter(builder, checkpoint, spec.text, DTYPES[dtype].numpy(), form, linear)
-        _Decoder(layers, spec.weights, spec.cross_attention, geometry).write(progress)
+        _Decoder(layers, spec.weights, spec.cross_attention, geometry, hidden, taps).write(progress)
         ir.save(builder.model("decoder", max(form.opset, linear.opset)), path)
     return linear.quantization
 
@@ -76,9 +83,11 @@ class _Decoder:
     names: WeightNames
     cross: CrossAttention | None
     geometry: Geometry
+    hidden: bool
+    taps: tuple[Tap, ...]
 
     def write(self, progress: Progress) -> None:
-        """The layers, then the head at the one position that each row asks for."""
+        """The layers, then the head at the positions that each row asks for."""
         w, b, text = self.layers, self.layers.builder, self.layers.text
         total = text.num_hidden_layers + 1
         self._refuse_more_layers()
@@ -87,12 +96,18 @@ class _Decoder:
             if self.cross is not None and i % self.cross.interval == 0:
                 x = write_cross_attention(w, self.cross, x, i // self.cross.interval)
             x = self.attention(x, i, f"/model/layers.{i}")
-            x = w.mlp(x, self.names.layer.format(i=i), f"/model/layers.{i}")
+            mlp = w.mlp(x, self.names.layer.format(i=i), f"/model/layers.{i}")
+            x = b.op("Add", [x, self._tapped(mlp, "mlp", i)], f"/model/layers.{i}/mlp/residual")
             if (added := b.inputs.get(f"deepstack.{i}")) is not None:
                 x = b.op("Add", [x, added], f"/model/layers.{i}/deepstack")
             progress("decoder", i + 1, total)
-        x = b.op("GatherND", [x, b.inputs["logit_positions"]], "/model/logit_positions", batch_dims=1)
-        x = w.norm(x, self.names.norm, "/model/norm", text.hidden_size)
+        if self.hidden:
+            x = w.norm(x, self.names.norm, "/model/norm", text.hidden_size)
+            b.op("Identity", [x], "/hidden", output=HIDDEN)
+        positions = b.op("Unsqueeze", [b.inputs["logit_positions"], b.constant("/axes/2", [2])], "/logits")
+        x = b.op("GatherND", [x, positions], "/model/logit_positions", batch_dims=1)  # (C, Q, E)
+        if not self.hidden:
+            x = w.norm(x, self.names.norm, "/model/norm", text.hidden_size)
         half = w.dtype != np.float32
         head = [(self._head_name(), text.vocab_size)]
         x = w.linear(x, head, text.hidden_size, "/lm_head", head=True, output=None if half else "logits")
@@ -124,10 +139,18 @@ class _Decoder:
             )
             for name, new in (("key", key), ("value", value))
         )
-        mixed = w.merge(w.form.attend(query, key, value, path), path)
+        mixed = self._tapped(w.merge(w.form.attend(query, key, value, path), path), "heads", i)
         o_proj = [(f"{layer}self_attn.o_proj", text.hidden_size)]
         out = w.project(mixed, o_proj, heads * dim, f"{path}/o_proj", bias=text.o_bias)
-        return b.op("Add", [x, out], f"{path}/residual")
+        return b.op("Add", [x, self._tapped(out, "attention", i)], f"{path}/residual")
+
+    def _tapped(self, x: ir.Value, place: TapPlace, i: int) -> ir.Value:
+        """x as it is read there, plus what is added; x itself where there is no tap."""
+        tap, b = Tap(place=place, layer=i), self.layers.builder
+        if tap not in self.taps:
+            return x
+        b.op("Identity", [x], f"/taps/{tap.read}", output=tap.read)
+        return b.op("Add", [x, b.inputs[tap.steer]], f"/taps/{tap.steer}")
 
     def _refuse_more_layers(self) -> None:
         """The weights may not have a layer behind the last one: it would be left out without a word."""

@@ -18,7 +18,8 @@ from safecode_trt.models import Features, Layout, ModelSpec
 __all__ = ["decoder_profiles", "shapes", "vision_profiles"]
 
 Axes = Mapping[str, int]
-CONTRACT_AXES = {"C", "T", "CAP"}
+CONTRACT_AXES = {"C", "T", "CAP", "Q"}
+MOST_POSITIONS = 16  # of a row whose logits are wanted: drafts and openings that are checked at once
 SMALLEST_PICTURE = (32, 32)
 # Width by height of pictures that tiled families cut differently; all have the area of the largest.
 PROPORTIONS = (1 / 4, 1 / 3, 1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0, 3.0, 4.0)
@@ -49,6 +50,7 @@ def decoder_profiles(
     most = min(config.max_prefill, capacity)
     common = {
         "C": AxisRange(min=1, opt=1, max=config.max_rows),
+        "Q": AxisRange(min=1, opt=1, max=MOST_POSITIONS),
         "K": AxisRange(min=1, opt=max(capacity // 2, 1), max=capacity),
         **_own_axes(spec, vision, decoder, config),
     }

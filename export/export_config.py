@@ -10,17 +10,26 @@ from safecode_trt.contract import (
     ATTENTION_FORMS,
     HEAD_PRECISIONS,
     PRECISIONS,
+    TAP_PLACES,
     VISION_PRECISIONS,
     Activations,
     AttentionForm,
     HeadPrecision,
     Precision,
+    Tap,
     VisionPrecision,
 )
 from safecode_trt.errors import ConfigError
 from safecode_trt.manifest import Quantization
 
-__all__ = ["DEFAULT_CONTEXT_LENGTH", "BlockSize", "ExportConfig", "WeightConfig", "parse_block_size"]
+__all__ = [
+    "DEFAULT_CONTEXT_LENGTH",
+    "BlockSize",
+    "ExportConfig",
+    "WeightConfig",
+    "parse_block_size",
+    "parse_tap",
+]
 
 BlockSize = int | Literal["channel"]
 
@@ -88,6 +97,21 @@ class WeightConfig:
         )
 
 
+def parse_tap(text: str) -> Tap:
+    """A place and a layer as PLACE:LAYER, such as mlp:8.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    place, _, layer = text.partition(":")
+    known = {each: each for each in TAP_PLACES}
+    if place not in known or not layer.isascii() or not layer.isdigit():
+        raise ConfigError(
+            f"must be PLACE:LAYER with a place of {', '.join(TAP_PLACES)}, got {text!r}", field="taps"
+        )
+    return Tap(place=known[place], layer=int(layer))
+
+
 def parse_block_size(text: str | None) -> BlockSize | None:
     """A block size as a command line has it; `WeightConfig` checks numbers further.
 
@@ -112,7 +136,8 @@ class ExportConfig:
     have their own. `vision_precision` is that of the vision encoder's weights; None takes fp16 beside fp16
     activations, else fp32. `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0
     leaves only the whole picture, and None takes the checkpoint's own limit. `offline` takes a model on the hub from
-    the cache, without a request.
+    the cache, without a request. `hidden` adds an output with the states after the final norm, `taps` are the places in
+    layers whose values can be read and added to.
     """
 
     precision: Precision = "int4"
@@ -125,6 +150,8 @@ class ExportConfig:
     vision_precision: VisionPrecision | None = None
     max_tiles: int | None = None
     offline: bool = False
+    hidden: bool = False
+    taps: tuple[Tap, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -159,6 +186,8 @@ class ExportConfig:
             raise ConfigError(
                 "fp32 needs activations in float32, and these are in float16", field="vision_precision"
             )
+        if len(set(self.taps)) < len(self.taps):
+            raise ConfigError("must name each place once", field="taps")
         self.weights.quantization(self.precision)
 
     @property

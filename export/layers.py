@@ -31,7 +31,7 @@ class LayerWriter:
     linear: LinearWriter
 
     def mlp(self, x: ir.Value, layer: str, path: str, *, gate: ir.Value | None = None) -> ir.Value:
-        """x + gate * down_proj(swish(gate_proj(norm(x))) * up_proj(norm(x))) of a layer in the checkpoint."""
+        """gate * down_proj(swish(gate_proj(norm(x))) * up_proj(norm(x))) of a layer in the checkpoint."""
         b, text, path = self.builder, self.text, f"{path}/mlp"
         normed = self.norm(x, f"{layer}post_attention_layernorm.weight", f"{path}/norm", text.hidden_size)
         parts = [(f"{layer}mlp.{name}", text.intermediate_size) for name in ("gate_proj", "up_proj")]
@@ -44,7 +44,7 @@ class LayerWriter:
         out = self.project(gated, down_proj, text.intermediate_size, f"{path}/down_proj", bias=text.mlp_bias)
         if gate is not None:
             out = b.op("Mul", [out, gate], f"{path}/dense")
-        return b.op("Add", [x, out], f"{path}/residual")
+        return out
 
     def project(
         self, x: ir.Value, parts: Sequence[tuple[str, int]], inputs: int, path: str, *, bias: bool

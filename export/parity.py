@@ -204,7 +204,7 @@ def _lead(
     counts = np.array(starts, np.int64)
     while counts.any():
         cache.require(int(counts.max()))
-        found = session.decode(builder.feeds(rows, counts, cache), cache.memory)
+        found = session.decode(builder.feeds(rows, counts, cache), cache.memory).logits[:, 0]
         cache.advance(counts)
         done += counts
         for kept, row_logits, count in zip(logits, found, counts, strict=True):

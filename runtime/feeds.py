@@ -38,14 +38,21 @@ class FeedBuilder:
         return RowPrompt(keys=token_ids, embeds=self.embed(token_ids), positions=positions)
 
     def feeds(
-        self, rows: Sequence[RowPrompt], counts: NDArray[np.int64], cache: KVCache, *, first_row: int = 0
+        self,
+        rows: Sequence[RowPrompt],
+        counts: NDArray[np.int64],
+        cache: KVCache,
+        *,
+        first_row: int = 0,
+        logit_positions: NDArray[np.int64] | None = None,
     ) -> DecoderFeeds:
-        """One pass that writes the next `counts[c]` tokens of each prompt behind what row first_row + c holds.
+        """One pass that writes the next `counts[c]` tokens of each prompt after what row first_row + c holds.
 
         The cache must have the room; see `KVCache.require`.
 
-        Rows shorter than the longest are padded; padding is written behind the row, where no query of the
-        row looks before it is overwritten. Each row's logits are those of its last real position.
+        Rows shorter than the longest are padded; padding is written after the row, where no query of the
+        row looks before it is overwritten. `logit_positions` (C, Q) are among the new tokens, by
+        default the last real one of each row.
         """
         new = max(int(counts.max()), 1)
         starts = cache.lengths[first_row : first_row + len(rows)].copy()
@@ -67,7 +74,7 @@ class FeedBuilder:
             padded(row.embeds[span] for row, span in pairs),
             np.stack(axes) if len(axes) > 1 else axes[0],
             starts,
-            np.maximum(counts - 1, 0)[:, None],
+            np.maximum(counts - 1, 0)[:, None] if logit_positions is None else logit_positions,
             cache.memory.capacity,
             {
                 name: padded(row.token_inputs[name][span] for row, span in pairs)

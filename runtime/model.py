@@ -19,7 +19,7 @@ from PIL import Image
 from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
-from safecode_trt.contract import activation_dtype, decoder_graph
+from safecode_trt.contract import activation_dtype
 from safecode_trt.errors import BundleError, CheckpointError
 from safecode_trt.manifest import DECODER, EMBEDDINGS, REFERENCE, Manifest
 from safecode_trt.models import Features, ModelSpec, load_spec
@@ -202,10 +202,8 @@ class Model:
 def _check_decoder(bundle: Bundle, spec: ModelSpec) -> None:
     """Holds the decoder's own inputs of a family against what the spec will feed."""
     manifest = bundle.manifest
-    precision, activations = manifest.precision, manifest.activations
-    own = spec.decoder_inputs(activation_dtype(precision, activations))
-    expected = decoder_graph(manifest.geometry, precision, own, activations=activations)
-    if manifest.graphs[DECODER] != expected:
+    own = spec.decoder_inputs(activation_dtype(manifest.precision, manifest.activations))
+    if manifest.graphs[DECODER] != manifest.decoder_contract(own):
         raise BundleError(
             f"{bundle.path}: the decoder's inputs are not those of the family {spec.model_type}",
             fix=remedies.export(bundle.path),

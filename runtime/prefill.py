@@ -120,7 +120,7 @@ def run_prefill(
             first, counts = step.first_row, np.array(step.counts, np.int64)
             cache.require(int(counts.max()), first_row=first, rows=len(counts))
             feeds = builder.feeds(rows[first : first + len(counts)], counts, cache, first_row=first)
-            last.append(session.decode(feeds, cache.memory, first_row=first).copy())
+            last.append(session.decode(feeds, cache.memory, first_row=first).logits[:, 0].copy())
             cache.advance(counts, first_row=first)
         for fork in phase.forks:
             cache.fork(fork.source, fork.target, fork.length)

@@ -6,7 +6,7 @@ Shapes follow `contract.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from safecode_trt.runtime.choose import Chooser, HostChooser
 
-__all__ = ["CacheMemory", "DecoderFeeds", "Prefix", "Session"]
+__all__ = ["CacheMemory", "DecoderFeeds", "DecoderOutputs", "Prefix", "Session"]
 
 Array = NDArray[Any]
 
@@ -29,11 +29,23 @@ class DecoderFeeds:
     rope_sin: NDArray[np.float32]  # (C, T, D/2)
     write_indices: NDArray[np.int64]  # (C,)
     attention_bias: NDArray[np.float32]  # (C, 1, T, CAP)
-    logit_positions: NDArray[np.int64]  # (C, 1)
-    token_inputs: Mapping[str, Array] = field(default_factory=dict)  # the family's own, each (C, T, ...)
+    logit_positions: NDArray[np.int64]  # (C, Q)
+    # Each (C, T, ...): the family's own, and what is added at taps; a tap that is not named gets zeros.
+    token_inputs: Mapping[str, Array] = field(default_factory=dict)
     row_inputs: Mapping[str, Array] = field(
         default_factory=dict
     )  # the same for all passes of a row, (C, ...)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderOutputs:
+    """The logits (C, Q, V) of a pass and, by name, those of its other outputs that were wanted: each (C, T, ...).
+
+    They are valid until the session's next call.
+    """
+
+    logits: NDArray[np.float32]
+    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +103,19 @@ class Session(Protocol):
     def allocate(self, rows: int) -> CacheMemory:
         """Memory for `rows` rows with the least capacity, holding nothing; what it holds by chance is finite."""
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
-        """One pass over C rows of `memory` from `first_row` on, updated in place; logits (C, V).
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
+        """One pass over C rows of `memory` from `first_row` on, updated in place.
 
-        The other rows of the memory are neither read nor written. The logits are valid until the next call.
+        The other rows of the memory are neither read nor written. `wanted` names outputs besides the logits: `hidden`,
+        or the reads of taps, where the bundle has them.
         """
 
     def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> Any:
-        """`decode` for all rows that are carried: logits (C, V) in a form that the session's choosers take.
+        """`decode` for all rows that are carried and one position of each: logits (C, V) for the session's choosers.
 
-        On the host an array; elsewhere they need not leave the device. Valid until the next call.
+        On the host they are an array; elsewhere they need not leave the device. Valid until the next call.
         """
 
     def chooser(self, host: HostChooser) -> Chooser:

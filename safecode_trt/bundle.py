@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from safecode_trt import atomic, remedies
-from safecode_trt.contract import decoder_graph
 from safecode_trt.engine_entry import ENGINES
 from safecode_trt.errors import BundleError, ConfigError
 from safecode_trt.manifest import BUNDLE_JSON, DECODER, FIRST_UPGRADABLE, SCHEMA_VERSION, FileEntry, Manifest
@@ -175,10 +174,9 @@ def _keeps_the_contract(manifest: Manifest) -> bool:
     decoder = manifest.graphs.get(DECODER)
     if decoder is None:
         return False
-    geometry, precision, activations = manifest.geometry, manifest.precision, manifest.activations
-    contract = {t.name for t in decoder_graph(geometry, precision, activations=activations).inputs}
+    contract = {tensor.name for tensor in manifest.decoder_contract().inputs}
     others = tuple(tensor for tensor in decoder.inputs if tensor.name not in contract)
-    return decoder == decoder_graph(geometry, precision, others, activations=activations)
+    return decoder == manifest.decoder_contract(others)
 
 
 def _sha256(path: Path) -> str:

@@ -1,8 +1,8 @@
 """The input/output table of every graph: what `export` promises and what `runtime` checks.
 
 One alphabet everywhere: C contexts, T new tokens, CAP positions that the cache has room for now, L layers,
-H KV heads, D head size, E hidden size, V vocabulary, N image tokens, P pictures (or tiles of pictures), S positions
-of pictures that cross attention looks at.
+Q positions of a row whose logits are wanted, H KV heads, Hq query heads, D head size, E hidden size, V vocabulary,
+N image tokens, P pictures (or tiles of pictures), S positions of pictures that cross attention looks at.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ __all__ = [
     "ACTIVATIONS",
     "ATTENTION_FORMS",
     "HEAD_PRECISIONS",
+    "HIDDEN",
     "MASKED",
     "PRECISIONS",
+    "TAP_PLACES",
     "VISION_PRECISIONS",
     "Activations",
     "AttentionForm",
@@ -23,6 +25,8 @@ __all__ = [
     "GraphSpec",
     "HeadPrecision",
     "Precision",
+    "Tap",
+    "TapPlace",
     "TensorSpec",
     "VisionPrecision",
     "activation_dtype",
@@ -46,6 +50,8 @@ DTYPES: dict[str, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat1
 # What a mask has where nothing is to be seen. Far below any score, and still finite in float16: a softmax weight of
 # exactly 0 without infinities.
 MASKED = -30000.0
+HIDDEN = "hidden"
+"""The output with the states after the final norm, where a bundle has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +89,37 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
 
 
+TapPlace = Literal["attention", "mlp", "heads"]
+TAP_PLACES: tuple[TapPlace, ...] = ("attention", "mlp", "heads")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """A place in a layer whose values can be read and added to while the decoder runs.
+
+    `attention` is what o_proj puts out, `mlp` what the MLP does, both before they are added to the hidden states;
+    `heads` is what goes into o_proj, (C, T, Hq * D).
+    """
+
+    place: TapPlace
+    layer: int
+
+    @property
+    def steer(self) -> str:
+        """The input whose values are added at the place."""
+        return f"steer.{self.layer}.{self.place}"
+
+    @property
+    def read(self) -> str:
+        """The output with the values of the place before anything is added."""
+        return f"read.{self.layer}.{self.place}"
+
+    def width(self, geometry: Geometry) -> int:
+        """How many values a token has there."""
+        heads = geometry.num_attention_heads * geometry.head_dim
+        return heads if self.place == "heads" else geometry.hidden_size
+
+
 def activation_dtype(precision: Precision, activations: Activations = "fp32") -> str:
     """The type of the decoder's activations, its cache and its mask: in int8 and int4 the one that was chosen."""
     return DTYPES.get(precision, DTYPES[activations])
@@ -102,12 +139,16 @@ def decoder_graph(
     family_inputs: tuple[TensorSpec, ...] = (),
     *,
     activations: Activations = "fp32",
+    hidden: bool = False,
+    taps: tuple[Tap, ...] = (),
 ) -> GraphSpec:
-    """The decoder: embeddings in, logits of one position per row out, the cache updated in place.
+    """The decoder: embeddings in, logits of Q positions per row out, the cache updated in place.
 
     `attention_bias` is additive and holds causality, padding and row lengths; it is as wide as the cache that
     is bound, all of which is read. `logit_positions` says which of the T positions each row wants logits for;
-    `write_indices` where each row's new keys go. `family_inputs` are what `ModelSpec.decoder_inputs` adds.
+    `write_indices` where each row's new keys go. With `hidden` the states after the final norm come out at all T
+    positions. Each tap adds an input, of which zeros change nothing, and an output. `family_inputs` are what
+    `ModelSpec.decoder_inputs` adds.
     """
     g, dtype = geometry, activation_dtype(precision, activations)
     cache = ("C", g.num_key_value_heads, "CAP", g.head_dim)
@@ -119,12 +160,15 @@ def decoder_graph(
             TensorSpec(name="rope_sin", dtype=dtype, shape=("C", "T", g.head_dim // 2)),
             TensorSpec(name="write_indices", dtype="int64", shape=("C",)),
             TensorSpec(name="attention_bias", dtype=dtype, shape=("C", 1, "T", "CAP")),
-            TensorSpec(name="logit_positions", dtype="int64", shape=("C", 1)),
+            TensorSpec(name="logit_positions", dtype="int64", shape=("C", "Q")),
             *family_inputs,
+            *(TensorSpec(name=tap.steer, dtype=dtype, shape=("C", "T", tap.width(g))) for tap in taps),
             *(TensorSpec(name=f"past_key_values.{i}.{part}", dtype=dtype, shape=cache) for i, part in parts),
         ),
         outputs=(
-            TensorSpec(name="logits", dtype="float32", shape=("C", g.vocab_size)),
+            TensorSpec(name="logits", dtype="float32", shape=("C", "Q", g.vocab_size)),
+            *(TensorSpec(name=HIDDEN, dtype=dtype, shape=("C", "T", g.hidden_size)) for _ in range(hidden)),
+            *(TensorSpec(name=tap.read, dtype=dtype, shape=("C", "T", tap.width(g))) for tap in taps),
             *(TensorSpec(name=f"present.{i}.{part}", dtype=dtype, shape=cache) for i, part in parts),
         ),
     )

@@ -9,7 +9,17 @@ from typing import Literal
 
 from safecode_trt.calibration import Calibration
 from safecode_trt.config import Prompts, SafeCodeConfig
-from safecode_trt.contract import Activations, AttentionForm, Geometry, GraphSpec, Precision, VisionPrecision
+from safecode_trt.contract import (
+    Activations,
+    AttentionForm,
+    Geometry,
+    GraphSpec,
+    Precision,
+    Tap,
+    TensorSpec,
+    VisionPrecision,
+    decoder_graph,
+)
 from safecode_trt.engine_entry import EngineEntry
 from safecode_trt.errors import BundleError
 
@@ -34,7 +44,7 @@ __all__ = [
     "check_relative",
 ]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FIRST_UPGRADABLE = 6
 """The oldest schema whose graphs are today's; `safecode-trt upgrade` rewrites the manifests from it on."""
 BUNDLE_JSON = "bundle.json"
@@ -58,7 +68,6 @@ class SpecialTokens:
 
     eos_token_ids: tuple[int, ...]
     image_token_id: int | None = None
-    pad_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +185,8 @@ class Manifest:
     `precision` is that of the decoder's weights, `activations` of all else in it. `quantization` has the tensors that
     are stored as codes, by the checkpoint's name in the decoder and by the graph's in the vision encoder. `max_tiles`
     is None for the checkpoint's own limit. `source` is None for a checkpoint in a folder of its own. `shape_nodes`
-    names, by graph, the nodes that only compute shapes.
+    names, by graph, the nodes that only compute shapes. `hidden` and `taps` are what the decoder
+    has in addition to logits and cache.
 
     A text-only bundle has no vision encoder among its `graphs`, no `vision_precision`, no image token, an
     `image_seq_len` of 0 and no cached reference.
@@ -199,8 +209,21 @@ class Manifest:
     max_tiles: int | None = None
     source: Source | None = None
     shape_nodes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    hidden: bool = False
+    taps: tuple[Tap, ...] = ()
     schema_version: int = SCHEMA_VERSION
     engines: tuple[EngineEntry, ...] = ()
+
+    def decoder_contract(self, family_inputs: tuple[TensorSpec, ...] = ()) -> GraphSpec:
+        """The inputs and outputs that the decoder must have; `family_inputs` are the family's own."""
+        return decoder_graph(
+            self.geometry,
+            self.precision,
+            family_inputs,
+            activations=self.activations,
+            hidden=self.hidden,
+            taps=self.taps,
+        )
 
     def __post_init__(self) -> None:
         self._check_vision()

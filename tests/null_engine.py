@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -11,7 +13,7 @@ from safecode_trt.policy import make_policy
 from safecode_trt.runtime import Reply
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.null import NullSession
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 
 __all__ = ["PICTURE", "REQUEST", "SHORT", "Broken", "Spoiling", "ask", "null"]
 
@@ -38,13 +40,15 @@ class Broken(NullSession):
         super().__init__(inner.geometry)
         self.fault, self.at = fault, at
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-        logits = super().decode(feeds, memory, first_row=first_row)
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
+        outputs = super().decode(feeds, memory, first_row=first_row, wanted=wanted)
         if self.at in (None, len(self.calls)):
             if isinstance(self.fault, Exception):
                 raise self.fault
-            logits[:] = self.fault
-        return logits
+            outputs.logits[:] = self.fault
+        return outputs
 
 
 class Spoiling(NullSession):
@@ -53,10 +57,12 @@ class Spoiling(NullSession):
     sound = False
     spoils_after: int | None = None
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-        logits = super().decode(feeds, memory, first_row=first_row)
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
+        outputs = super().decode(feeds, memory, first_row=first_row, wanted=wanted)
         late = self.spoils_after is not None and len(self.calls) > self.spoils_after
         if late or not self.sound:
             assert isinstance(memory, HostCache)
             memory.data[:] = np.nan
-        return logits
+        return outputs

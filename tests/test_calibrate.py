@@ -174,9 +174,9 @@ def test_logits_that_are_not_finite_name_their_item(
     decode = engine.model.session.decode
 
     def broken(*arguments: Any, **options: Any) -> Any:
-        logits = decode(*arguments, **options)
-        logits[:, 3] = bad
-        return logits
+        outputs = decode(*arguments, **options)
+        outputs.logits[..., 3] = bad
+        return outputs
 
     monkeypatch.setattr(engine.model.session, "decode", broken)
     with pytest.raises(EvalError, match="item 0: the judge's logits are not finite"):
@@ -187,9 +187,9 @@ def test_an_excluded_verdict_names_its_item(engine: Engine, monkeypatch: pytest.
     decode = engine.model.session.decode
 
     def one_sided(*arguments: Any, **options: Any) -> Any:
-        logits = decode(*arguments, **options)
-        logits[:, engine.bundle.manifest.safecode.safe_token_id] = -math.inf
-        return logits
+        outputs = decode(*arguments, **options)
+        outputs.logits[..., engine.bundle.manifest.safecode.safe_token_id] = -math.inf
+        return outputs
 
     monkeypatch.setattr(engine.model.session, "decode", one_sided)
     with pytest.raises(EvalError, match="item 0: the judge excludes one of its two verdicts"):

@@ -97,7 +97,7 @@ def test_a_checkpoint_that_is_no_folder(tmp_path: Path) -> None:
         fails(
             call("export", "--model", tmp_path / name, "--output", tmp_path / "b"),
             1,
-            f"{name} is not a folder",
+            f"{name}' is not a folder",
         )
 
 

@@ -37,7 +37,7 @@ from safecode_trt.export.package import geometry as geometry_of
 
 # Cross attention; norms of queries and keys, and inputs between the layers; three rotary axes.
 OWN = [case for case in cases() if case.model_type in ("idefics", "qwen3_vl", "qwen2_vl")]
-SIZES = {"C": 2, "T": 3, "CAP": 48, "S": 5}
+SIZES = {"Q": 2, "C": 2, "T": 3, "CAP": 48, "S": 5}
 
 
 def decoder(
@@ -112,7 +112,7 @@ def feeds(spec: GraphSpec) -> dict[str, np.ndarray]:
     queries = starts[:, None] + np.arange(SIZES["T"])
     visible = np.arange(SIZES["CAP"]) <= queries[..., None]
     bias = found["attention_bias"]
-    found |= {"write_indices": starts, "logit_positions": np.array([[2], [1]])}
+    found |= {"write_indices": starts, "logit_positions": np.array([[2, 0], [1, 2]])}
     found["attention_bias"] = np.where(visible, 0, -30000.0)[:, None].astype(bias.dtype)
     return found
 

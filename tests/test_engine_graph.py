@@ -49,7 +49,7 @@ def inputs(spec: GraphSpec, capacity: int) -> dict[str, np.ndarray]:
         feeds[tensor.name] = draw.standard_normal(shape).astype(tensor.dtype)
     starts = np.array([9, 14])
     queries = starts[:, None] + np.arange(3)
-    feeds["write_indices"], feeds["logit_positions"] = starts, np.array([[2], [1]])
+    feeds["write_indices"], feeds["logit_positions"] = starts, np.array([[2, 0], [1, 2]])
     feeds["attention_bias"] = np.where(np.arange(capacity) <= queries[..., None], 0, -30000.0)[
         :, None
     ].astype(np.float32)

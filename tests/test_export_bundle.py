@@ -196,13 +196,6 @@ def test_end_tokens_may_be_several(folder: Path) -> None:
     assert special_tokens(folder, load_spec(folder)).eos_token_ids == (2, 7)
 
 
-@pytest.mark.parametrize("pad", [128002, -1, "<pad>"])
-def test_a_pad_token_of_another_tokenizer_is_none(folder: Path, pad: object) -> None:
-    for name in ("generation_config.json", "config.json"):
-        _edit(name, lambda c: c.update(pad_token_id=pad))(folder)
-    assert special_tokens(folder, load_spec(folder)).pad_token_id is None
-
-
 def test_a_checkpoints_own_generation_settings_are_no_part_of_the_comparison(folder: Path) -> None:
     _edit("generation_config.json", lambda c: c.update(repetition_penalty=1.5))(folder)
     bundle = export_bundle(folder, folder.with_name("out"), config=ExportConfig(precision="fp32"))

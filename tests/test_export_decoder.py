@@ -243,7 +243,7 @@ def test_quantisation_errors_are_reported(
 def test_block_size_must_divide_the_sizes(
     tiny_checkpoint: Path, spec: ModelSpec, geometry: Geometry, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="no multiple of block_size 128"):
+    with pytest.raises(ConfigError, match="block_size 128 does not divide"):
         write_decoder(
             Checkpoint(tiny_checkpoint),
             spec,

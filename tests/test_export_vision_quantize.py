@@ -124,6 +124,6 @@ def test_a_weight_that_is_used_twice_is_stored_once(tmp_path: Path) -> None:
 def test_values_beyond_float16_are_refused() -> None:
     model = graph_of("y = MatMul(x, w)", weight=np.full((64, 64), 1e5, np.float32))
     with pytest.raises(
-        CheckpointError, match=r"weight w has values beyond float16's range; use --vision-prec"
+        CheckpointError, match=r"weight w has values beyond float16's range; fix: pass --vision-prec"
     ):
         shrink_weights(model, "fp16")

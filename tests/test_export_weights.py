@@ -166,7 +166,7 @@ def test_bf16_needs_a_gpu_and_says_so(tiny_checkpoint: Path, tmp_path: Path) -> 
     """The bundle is written and sound; the CPU opens it with one clear error."""
     target = tmp_path / "bundle"
     paths = ("--model", tiny_checkpoint, "--output", target, "--precision", "bf16")
-    fails(call("export", *paths), 2, "pass --no-verify and run the bundle on a GPU backend")
+    fails(call("export", *paths), 2, "fix: pass --no-verify, and run the bundle on a GPU backend")
     assert not target.exists()
     bundle = export_bundle(tiny_checkpoint, target, config=ExportConfig(precision="bf16", verify=False))
     assert {tensor.dtype for tensor in bundle.manifest.graphs["onnx/decoder.onnx"].inputs} == {

@@ -18,7 +18,7 @@ from safecode_trt.errors import BackendError, SteeringError
 from safecode_trt.policy import make_policy
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.model import Model
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 from tests.judge_cases import made as made_judge
 from tests.null_bundle import write_null_bundle
 from tests.null_engine import PICTURE, REQUEST, SHORT, Broken, Spoiling, ask, null
@@ -86,7 +86,7 @@ def test_a_reply_may_end_in_a_steering_of_all_tokens(
 ) -> None:
     decode, started = engine.model.session.decode, time.perf_counter()
 
-    def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
+    def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> DecoderOutputs:
         if feeds.inputs_embeds.shape[1] == 1 and len(null(engine).calls) > 5:
             time.sleep(max(0.0, started + 0.6 - time.perf_counter()))
         return decode(feeds, memory, first_row=first_row)
@@ -113,7 +113,7 @@ def test_a_plain_fallback_that_is_late_ends(engine: Engine, monkeypatch: pytest.
     engine.model.session = session = Broken(null(engine), np.nan, 2)
     decode = session.decode
 
-    def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
+    def slow(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> DecoderOutputs:
         if len(session.calls) >= 4:  # what the rows share, and each of the three; then the plain prompt
             time.sleep(0.6)
         return decode(feeds, memory, first_row=first_row)
@@ -200,10 +200,10 @@ def test_closing_a_stream_gives_its_memory_back(engine: Engine) -> None:
 
 def test_missing_verdict_tokens_are_never_safe(engine: Engine) -> None:
     class NoVerdict(NullSession):
-        def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
-            logits = super().decode(feeds, memory, first_row=first_row)
-            logits[:, [20, 21]] = -np.inf
-            return logits
+        def decode(self, *arguments: Any, **options: Any) -> DecoderOutputs:
+            outputs = super().decode(*arguments, **options)
+            outputs.logits[..., [20, 21]] = -np.inf
+            return outputs
 
     engine.model.session = NoVerdict(null(engine).geometry)
     assert ask(engine, PAPER).finish_reason == "fallback"

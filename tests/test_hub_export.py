@@ -50,7 +50,7 @@ def test_export_by_name_records_where_it_came_from(client: Client, tmp_path: Pat
 
 def test_a_target_that_exists_is_told_before_the_download(client: Client, tmp_path: Path) -> None:
     done = client.export("--model", NAME, "--output", tmp_path)
-    assert done.returncode == 1 and "exists; pass --overwrite" in done.stderr
+    assert done.returncode == 1 and "exists; fix: pass --overwrite" in done.stderr
     assert not client.hub.requests
 
 

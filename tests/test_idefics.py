@@ -126,7 +126,7 @@ def test_logits_of_dialogues(dialogue: str, engine: Engine, model: Any, made: Fa
     # One more token, with the mask that transformers' generate() goes on with.
     step = engine.model.session.decode(
         engine.model.builder.step(7, ready.cache, ready.tail), ready.cache.memory
-    )
+    ).logits[:, 0]
     mask = inputs["image_attention_mask"]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[7]])], 1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.prefill import plan_prefill, run_prefill
 from safecode_trt.runtime.rows import RowPrompt
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import DecoderFeeds, DecoderOutputs
 
 PICTURE = Image.fromarray((np.indices((40, 60)).sum(0)[..., None] * [2, 3, 1] % 256).astype(np.uint8))
 REQUEST = "can i touch it?"
@@ -60,10 +61,12 @@ def test_rows_of_one_batch_equal_single_runs(engine: Engine) -> None:
     for row, logits in zip(rows, together, strict=True):
         alone, _ = prefill(engine, [row])
         np.testing.assert_allclose(logits, alone[0], atol=1e-5)
-    step = engine.model.session.decode(engine.model.builder.step(5, cache), cache.memory).copy()
+    step = engine.model.session.decode(engine.model.builder.step(5, cache), cache.memory).logits[:, 0].copy()
     for row, logits in zip(rows, step, strict=True):
         _, single = prefill(engine, [row])
-        expected = engine.model.session.decode(engine.model.builder.step(5, single), single.memory)
+        expected = engine.model.session.decode(engine.model.builder.step(5, single), single.memory).logits[
+            :, 0
+        ]
         np.testing.assert_allclose(logits, expected[0], atol=1e-5)
 
 
@@ -193,7 +196,9 @@ def lead(engine: Engine, rows: list[RowPrompt], reserved: int, tokens: int) -> t
     capacities = [memory.capacity]
     for token in range(5, 5 + tokens):
         cache.require(1)
-        logits.append(engine.model.session.decode(engine.model.builder.step(token, cache), memory).copy())
+        logits.append(
+            engine.model.session.decode(engine.model.builder.step(token, cache), memory).logits[:, 0].copy()
+        )
         cache.advance(np.ones(len(rows), np.int64))
         capacities.append(memory.capacity)
     return np.stack(logits), capacities
@@ -229,9 +234,9 @@ def test_a_short_reply_behind_a_long_one_starts_small_again(engine: Engine) -> N
     seen = []
     decode = engine.model.session.decode
 
-    def watching(feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> np.ndarray:
+    def watching(feeds: DecoderFeeds, *arguments: Any, **options: Any) -> DecoderOutputs:
         seen.append(feeds.attention_bias.shape[-1])
-        return decode(feeds, memory, first_row=first_row)
+        return decode(feeds, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.model.session, "decode", watching)

@@ -36,7 +36,7 @@ def test_the_examples_run(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest
 
 def test_the_default_is_safe(demo_bundle: Path) -> None:
     with safecode_trt.open(demo_bundle) as engine:
-        asked = {"prompt": "can i pour water on it?", "image": ROOT / "examples" / "socket.png"}
+        asked: Any = {"prompt": "can i pour water on it?", "image": ROOT / "examples" / "socket.png"}
         reply = engine.generate(**asked)
         assert reply.verdict is not None and reply.verdict.unsafe
         assert reply.text == engine.generate(**asked, mode="safecode").text
@@ -45,7 +45,7 @@ def test_the_default_is_safe(demo_bundle: Path) -> None:
             engine.generate(**asked, policy=engine.policy("plain"), mode="safecode")
         assert caught.value.field == "policy"
         with pytest.raises(ConfigError) as caught:
-            engine.generate(**asked, mode="unsafe")
+            engine.generate(**asked, mode="unsafe")  # type: ignore[arg-type]
         assert caught.value.field == "mode"
         with pytest.raises(ConfigError) as caught:
             engine.generate(**asked, settings={"alfa": 1})
@@ -56,7 +56,7 @@ def test_the_face_has_what_it_lists() -> None:
     assert [name for name in safecode_trt.__all__ if getattr(safecode_trt, name, None) is None] == []
     assert set(safecode_trt.__all__) <= set(dir(safecode_trt))
     with pytest.raises(AttributeError, match="nothing"):
-        _ = safecode_trt.nothing  # type: ignore[attr-defined]
+        _ = safecode_trt.nothing
 
 
 def test_the_import_loads_nothing_heavy() -> None:

@@ -135,7 +135,7 @@ def test_the_sources_use_tensorrt() -> None:
     """The collector sees what it is there for."""
     names = used()
     assert [path.name for path in sources()] == [
-        "engine.py",
+        "engine_builder.py",
         "trt_engine.py",
         "trt_library.py",
         "probe_engine.py",

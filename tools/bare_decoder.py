@@ -121,6 +121,8 @@ class BareDecoder:
         g = self._geometry = bundle.manifest.geometry
         self.capacity, self._rows = capacity, rows
         self._session = session
+        axes = next(len(output.shape) for output in session.get_outputs() if output.name == "logits")
+        self._logits_shape = (rows, *[1] * (axes - 2), g.vocab_size)  # one position, which may have an axis
         shape = (2 * g.num_hidden_layers, rows, g.num_key_value_heads, capacity, g.head_dim)
         self._cache = np.zeros(shape, np.float32)
 
@@ -128,7 +130,7 @@ class BareDecoder:
         """One pass; logits (C, V)."""
         bound = self._bind(feeds)
         self._session.run_with_iobinding(bound.io)
-        return bound.logits
+        return bound.logits.reshape(self._rows, -1)
 
     def repeated(self, feeds: Feeds) -> Case:
         """The same pass over and over, bound once."""
@@ -145,7 +147,7 @@ class BareDecoder:
         return median(seconds[WARM_UP:])
 
     def _bind(self, feeds: Feeds) -> Bound:
-        logits = np.empty((self._rows, self._geometry.vocab_size), np.float32)
+        logits = np.empty(self._logits_shape, np.float32)
         fixed = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         bound = Bound(self._session.io_binding(), fixed, logits)
         for name, value in fixed.items():

@@ -42,7 +42,7 @@ def parity(bundle: Path, request: str, *, tokens: int, side: int) -> Iterator[Ro
             cache = KVCache(engine.model.session.allocate(1), rows=1)
             cache.require(len(row))
             feeds = engine.model.builder.feeds([row], np.array([len(row)]), cache)
-            logits = engine.model.session.decode(feeds, cache.memory).copy()
+            logits = engine.model.session.decode(feeds, cache.memory).logits[:, 0].copy()
             policy = make_policy("safecode-paper", engine.bundle.manifest.safecode)
             reply = engine.generate(request, image=picture, policy=policy, sampling=sampling)
             if reply.fallback_reason:

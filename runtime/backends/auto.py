@@ -63,7 +63,7 @@ def try_step(session: Session, bundle: Bundle) -> None:
     """
     memory = session.allocate(1)
     memory.reserve(1)
-    logits = session.decode(_zeros(bundle.manifest.graphs[DECODER], memory.capacity), memory)
+    logits = session.decode(_zeros(bundle.manifest.graphs[DECODER], memory.capacity), memory).logits
     if not np.isfinite(logits).all():
         raise BackendError("the decoder computes logits that are not finite numbers")
 

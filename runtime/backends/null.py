@@ -6,16 +6,17 @@ positions matter here exactly as they do in a decoder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import Geometry
+from safecode_trt.errors import BackendError
 from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.choose import Chooser, HostChooser
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 
 __all__ = ["NullSession"]
 
@@ -44,23 +45,28 @@ class NullSession:
             slabs=1, rows=rows, heads=1, limit=g.context_length, dim=g.hidden_size, dtype=np.float32
         )
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
-        """Logits (C, V) of the mean of what each row's chosen position sees."""
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
+        """Logits of the mean of what each of the wanted positions sees; this decoder has no other outputs."""
         if not isinstance(memory, HostCache):
             raise TypeError(f"expected a HostCache, got {type(memory).__name__}")
+        if wanted:
+            raise BackendError(f"the null backend has no outputs {', '.join(wanted)}")
         rows, new, _ = feeds.inputs_embeds.shape
         self.calls.append((rows, new))
-        hidden = np.empty((rows, self.geometry.hidden_size), np.float32)
+        hidden = np.empty((*feeds.logit_positions.shape, self.geometry.hidden_size), np.float32)
         for row, start in enumerate(feeds.write_indices):
             cache = memory.data[0, first_row + row, 0]
             cache[start : start + new] = feeds.inputs_embeds[row]
-            seen = feeds.attention_bias[row, 0, feeds.logit_positions[row, 0]] == 0
-            hidden[row] = seen.astype(np.float32) @ cache / seen.sum()  # what is masked has a weight of 0
-        return hidden @ self._head
+            for place, position in enumerate(feeds.logit_positions[row]):
+                seen = feeds.attention_bias[row, 0, position] == 0
+                hidden[row, place] = seen.astype(np.float32) @ cache / seen.sum()  # a masked key weighs 0
+        return DecoderOutputs(logits=hidden @ self._head)
 
     def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
         """`decode`: the logits are on the host; see `Session.step`."""
-        return self.decode(feeds, memory)
+        return self.decode(feeds, memory).logits[:, 0]
 
     def chooser(self, host: HostChooser) -> Chooser:
         """The host's own; see `Session.chooser`."""

@@ -6,12 +6,12 @@ binds the same addresses with a smaller first axis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from safecode_trt import remedies
 from safecode_trt.bundle import Bundle
-from safecode_trt.contract import Geometry, GraphSpec, activation_dtype, vision_dtype
+from safecode_trt.contract import Geometry, GraphSpec, TensorSpec, activation_dtype, vision_dtype
 from safecode_trt.errors import BackendError
 from safecode_trt.manifest import DECODER, VISION_ENCODER
 from safecode_trt.runtime.backends.cuda_stream import CudaStream
@@ -29,7 +29,7 @@ from safecode_trt.runtime.backends.kept_graphs import open_decoder, vision_entri
 from safecode_trt.runtime.backends.ort_providers import CPU, OrtProvider, first_line, open_graph
 from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.choose import Chooser, HostChooser
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 
 __all__ = ["OrtSession", "open_graph"]
 
@@ -70,6 +70,10 @@ class OrtSession:
         self._device = provider.device
         self._pictures = np.dtype(vision_dtype(manifest.precision, manifest.activations))
         self._floats = StoredFloats.of(activation_dtype(manifest.precision, manifest.activations))
+        decoder_spec = manifest.graphs[DECODER]
+        widths = {tensor.name: cast(int, tensor.shape[-1]) for tensor in decoder_spec.inputs}
+        self._steered = {tap.steer: widths[tap.steer] for tap in manifest.taps}
+        self._outputs = {tensor.name: tensor for tensor in decoder_spec.outputs}
         self._bindings: WeakKeyDictionary[Cache, _StepBindings] = WeakKeyDictionary()
 
         opened = partial(
@@ -115,11 +119,13 @@ class OrtSession:
             return HostCache.for_decoder(self.geometry, rows, self._floats.storage)
         return GrowingCache(self._stream, self.geometry, rows, self._floats.dtype)
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
         """One pass over C rows; see `Session.decode`."""
         if not isinstance(memory, HostCache if self._stream is None else GrowingCache):
             raise TypeError(f"expected memory from this session's allocate(), got {type(memory).__name__}")
-        binding = self._binding(feeds, memory, first_row)
+        binding = self._binding(feeds, memory, first_row, wanted)
         binding.fill(feeds)
         if self._stream is not None:
             self._stream.synchronize()  # ONNX Runtime has a stream of its own
@@ -129,28 +135,31 @@ class OrtSession:
         except Exception as error:  # see encode
             raise _failed("the decoder", error) from error
         self.decoder_seconds += perf_counter() - start
-        return binding.logits
+        others = {name: self._floats.read(value) for name, value in binding.others.items()}
+        return DecoderOutputs(logits=binding.logits, others=others)
 
     def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> NDArray[np.float32]:
         """`decode`: the logits are on the host; see `Session.step`."""
-        return self.decode(feeds, memory)
+        return self.decode(feeds, memory).logits[:, 0]
 
     def chooser(self, host: HostChooser) -> Chooser:
         """The host's own; see `Session.chooser`."""
         return host
 
-    def _binding(self, feeds: DecoderFeeds, memory: Cache, first_row: int) -> _Binding:
+    def _binding(self, feeds: DecoderFeeds, memory: Cache, first_row: int, wanted: Sequence[str]) -> _Binding:
         """Decode steps repeat, and their bindings are kept; prefill shapes hardly ever do."""
         rows, new, _ = feeds.inputs_embeds.shape
+        step = new == 1 and not wanted
         place = (memory.slab(0), memory.capacity)
         steps = self._bindings.get(memory)
         if steps is None or steps.place != place:  # the memory has grown, and lies elsewhere
             steps = self._bindings[memory] = _StepBindings(place)
-        binding = steps.by_rows.get((first_row, rows)) if new == 1 else None
+        binding = steps.by_rows.get((first_row, rows)) if step else None
         if binding is None:
-            binding = _Binding(self._decoder.io_binding(), self._floats, self._device)
+            binding = _Binding(self._decoder.io_binding(), self._floats, self._device, self._steered)
             binding.bind_cache(self.geometry, memory, first_row, rows)
-            if new == 1:
+            binding.bind_outputs(self._outputs, feeds, wanted)
+            if step:
                 steps.by_rows[first_row, rows] = binding
         return binding
 
@@ -176,20 +185,35 @@ class _Binding:
     Inputs are copied into arrays of ours, which stay bound while their shapes do; the cache is bound where it is.
     """
 
-    def __init__(self, io: Any, floats: StoredFloats, device: str) -> None:
-        self.io, self._floats, self._device = io, floats, device
+    def __init__(self, io: Any, floats: StoredFloats, device: str, steered: Mapping[str, int]) -> None:
+        self.io, self._floats, self._device, self._steered = io, floats, device, steered
         self._inputs: dict[str, NDArray[Any]] = {}
+        self.others: dict[str, NDArray[Any]] = {}
+
+    def bind_outputs(
+        self, outputs: Mapping[str, TensorSpec], feeds: DecoderFeeds, wanted: Sequence[str]
+    ) -> None:
+        """Arrays for the logits (C, Q, V) and for what else is wanted."""
+        vocabulary = outputs["logits"].shape[-1]
+        self.logits = np.empty((*feeds.logit_positions.shape, cast(int, vocabulary)), np.float32)
+        self.io.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
+        for name in wanted:
+            if name not in outputs:
+                raise BackendError(
+                    f"the decoder has no output {name}", fix="export with --hidden or --taps PLACE:LAYER"
+                )
+            shape = (*feeds.inputs_embeds.shape[:2], cast(int, outputs[name].shape[-1]))
+            found = self.others[name] = np.empty(shape, self._floats.storage)
+            self.io.bind_output(name, "cpu", 0, self._floats.type, found.shape, found.ctypes.data)
 
     def bind_cache(self, geometry: Geometry, memory: Cache, first_row: int, rows: int) -> None:
-        """Past and present of every layer at one address, and an array for the logits (C, V)."""
+        """Past and present of every layer at one address."""
         shape = (rows, geometry.num_key_value_heads, memory.capacity, geometry.head_dim)
         for slab in range(2 * geometry.num_hidden_layers):
             layer, part = slab // 2, ("key", "value")[slab % 2]
             place = (self._device, 0, self._floats.type, shape, memory.slab(slab, first_row))
             self.io.bind_input(f"past_key_values.{layer}.{part}", *place)
             self.io.bind_output(f"present.{layer}.{part}", *place)
-        self.logits = np.empty((rows, geometry.vocab_size), np.float32)
-        self.io.bind_output("logits", "cpu", 0, np.float32, self.logits.shape, self.logits.ctypes.data)
 
     def fill(self, feeds: DecoderFeeds) -> None:
         """Copies the inputs of one pass in, and binds what is a row's for all its passes where it is."""
@@ -204,9 +228,19 @@ class _Binding:
             self._floats.fill(bound, value)
             if self._device != "cpu":
                 self._bind(name, bound)  # only now: ONNX Runtime copies to a device when it binds
+        for name, width in self._steered.items():
+            if name not in feeds.token_inputs:
+                self._rest(name, (*feeds.inputs_embeds.shape[:2], width))
         for name, value in feeds.row_inputs.items():
             # Kept, because the binding holds no more than its address.
             self._inputs[name] = self._floats.stored(value)
+            self._bind(name, self._inputs[name])
+
+    def _rest(self, name: str, shape: tuple[int, ...]) -> None:
+        """Zeros for a tap; those that are bound stay so."""
+        bound = self._inputs.get(name)
+        if bound is None or bound.shape != shape or bound.any():
+            self._inputs[name] = np.zeros(shape, self._floats.storage)
             self._bind(name, self._inputs[name])
 
     def run(self, session: Any) -> None:

@@ -49,3 +49,9 @@ class StoredFloats:
             target[...] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
         else:
             np.copyto(target, value, casting="same_kind")
+
+    def read(self, value: NDArray[Any]) -> NDArray[np.float32]:
+        """An output in the stored form as float32."""
+        if self.dtype == "bfloat16":
+            return (value.astype(np.uint32) << 16).view(np.float32)
+        return value.astype(np.float32, copy=False)

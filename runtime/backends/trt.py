@@ -7,7 +7,7 @@ first axis. Everything goes onto one stream, and the vision encoder and the deco
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from safecode_trt.runtime.backends.trt_logits import DeviceChooser, DeviceLogits
 from safecode_trt.runtime.backends.trt_vision import TrtVision
 from safecode_trt.runtime.choose import HostChooser
 from safecode_trt.runtime.engine_choice import engine_spec
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 
 __all__ = ["TrtSession"]
 
@@ -79,7 +79,7 @@ class TrtSession:
         scratch = None
         if entry.attention == "portable":
             pasts = decoder.inputs[-2 * self._geometry.num_hidden_layers :]
-            pairs = zip(pasts, decoder.outputs[1:], strict=True)
+            pairs = zip(pasts, decoder.outputs[-len(pasts) :], strict=True)
             engines[DECODER].require_in_place((past.name, present.name) for past, present in pairs)
         else:
             # Nothing says that TensorRT may write the result of a scatter to where its input is.
@@ -110,19 +110,24 @@ class TrtSession:
         """Memory for `rows` rows; see `Session.allocate`."""
         return self._cache(rows)
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
         """One pass over C rows, in several parts if the engine takes fewer tokens at once; see `Session.decode`."""
         cache = self._own(memory)
-        logits = np.empty((len(feeds.inputs_embeds), self._geometry.vocab_size), np.float32)
+        logits = np.empty((*feeds.logit_positions.shape, self._geometry.vocab_size), np.float32)
+        others: dict[str, list[NDArray[np.float32]]] = {name: [] for name in wanted}
         for part, has in chunks(feeds, self._decoder.most_tokens):
             self._decoder.run(part, cache, first_row)
-            if not has.any():
-                continue
-            found = self._logits.fetch()
-            if has.all():  # as in every step
-                return found
-            logits[has] = found[has]
-        return logits
+            if has.any():
+                found = self._logits.fetch()
+                logits[has] = found[has]
+            if wanted:
+                for name, value in self._decoder.fetch_others(wanted).items():
+                    others[name].append(value)
+        return DecoderOutputs(
+            logits=logits, others={name: np.concatenate(parts, axis=1) for name, parts in others.items()}
+        )
 
     def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> DeviceLogits:
         """`decode` of one token, whose logits stay on the GPU until they are fetched; see `Session.step`."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 from numpy.typing import NDArray
 
 from safecode_trt.contract import Geometry, GraphSpec
@@ -21,6 +22,7 @@ from safecode_trt.errors import BackendError
 from safecode_trt.runtime.backends.cuda_stream import Buffer, CudaStream, StepGraph
 from safecode_trt.runtime.backends.device_cache import DeviceCache
 from safecode_trt.runtime.backends.staging_buffer import StagingBuffer
+from safecode_trt.runtime.backends.stored_floats import StoredFloats
 from safecode_trt.runtime.backends.trt_engine import Execution, TrtEngine, choose_profile
 from safecode_trt.runtime.session import DecoderFeeds
 
@@ -77,8 +79,17 @@ class TrtDecoder:
         self._geometry, self._stream, self._memory = geometry, stream, memory
         self._scratch, self._self_capturing = scratch, self_capturing
         self._types = {tensor.name: tensor.dtype for tensor in graph.inputs}
-        self._inputs, self.logits = StagingBuffer(stream), StagingBuffer(stream)
+        self._inputs, self.logits, self.others = (StagingBuffer(stream) for _ in range(3))
+        shown = [t for t in graph.outputs if t.name != "logits" and not t.name.startswith("present.")]
+        self._others = {tensor.name: tensor.dtype for tensor in shown}
+        self._widths = {tensor.name: cast(int, tensor.shape[-1]) for tensor in shown}
+        self._steered = {
+            tensor.name: cast(int, tensor.shape[-1])
+            for tensor in graph.inputs
+            if tensor.name.startswith("steer.")
+        }
         self._executions: dict[int, Execution] = {}
+        self._nothing: dict[tuple[int, ...], NDArray[np.float32]] = {}
         self._steps: OrderedDict[Hashable, _Step] = OrderedDict()
         self._capturable = not self_capturing
 
@@ -88,23 +99,31 @@ class TrtDecoder:
         return max(profile.axes["T"].max for profile in self._profiles)
 
     def run(self, feeds: DecoderFeeds, memory: DeviceCache, first_row: int) -> None:
-        """Puts one pass on the stream; `logits` has them on the device behind it.
+        """Puts one pass on the stream; `logits` and `others` have its outputs on the device afterwards.
 
         Raises:
             MemoryError: the GPU has no room for it.
             BackendError: the engine takes no inputs of these sizes, or TensorRT fails.
         """
         arrays = _inputs_of(feeds)
+        for name, width in self._steered.items():
+            if name not in arrays:
+                arrays[name] = self._zeros(feeds.inputs_embeds.shape[:2], width)
         shapes = {name: value.shape for name, value in arrays.items()}
         rows, new = feeds.inputs_embeds.shape[:2]
         profile = choose_profile(self._profiles, self._graph.inputs, shapes)
         self._inputs.lay({name: (self._types[name], shape) for name, shape in shapes.items()})
         for name, value in arrays.items():
             self._inputs.fill(name, value)
-        self.logits.lay({"logits": ("float32", (rows, self._geometry.vocab_size))})
+        positions = feeds.logit_positions.shape
+        self.logits.lay({"logits": ("float32", (*positions, self._geometry.vocab_size))})
+        self.others.lay(
+            {name: (self._others[name], (rows, new, width)) for name, width in self._widths.items()}
+        )
         self._inputs.upload()
         one = _Pass(profile, shapes, memory, first_row)
-        key = (*shapes.values(), self._inputs.address, self.logits.address, *one.place)
+        addresses = (self._inputs.address, self.logits.address, self.others.address)
+        key = (*shapes.values(), *addresses, *one.place)
         if new == 1:
             self._step(key, one)
         else:
@@ -117,6 +136,31 @@ class TrtDecoder:
         if self._scratch is not None:
             for row, start in enumerate(feeds.write_indices.tolist()):
                 memory.take(self._scratch, source=row, target=first_row + row, start=start, count=new)
+
+    def fetch_others(self, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Outputs of the last pass besides the logits, in float32.
+
+        Raises:
+            BackendError: the engine has no such output.
+        """
+        for name in wanted:
+            if name not in self._others:
+                raise BackendError(
+                    f"the decoder has no output {name}", fix="export with --hidden or --taps PLACE:LAYER"
+                )
+        self.others.download()
+        self._stream.synchronize()
+        return {
+            name: StoredFloats.of(self._others[name]).read(self.others.host[name]).copy() for name in wanted
+        }
+
+    def _zeros(self, shape: tuple[int, ...], width: int) -> NDArray[np.float32]:
+        """What is added at a tap where nothing is."""
+        key = (*shape, width)
+        if key not in self._nothing:
+            self._nothing.clear()
+            self._nothing[key] = np.zeros(key, np.float32)
+        return self._nothing[key]
 
     def _step(self, key: Hashable, one: _Pass) -> None:
         step = self._step_of(key, one.profile)
@@ -152,7 +196,14 @@ class TrtDecoder:
     def _bind(self, execution: Execution, key: Hashable, one: _Pass) -> None:
         g = self._geometry
         cache = (len(self.logits.host["logits"]), g.num_key_value_heads, one.memory.limit, g.head_dim)
-        shapes, addresses = dict(one.shapes), {**self._inputs.addresses(), **self.logits.addresses()}
+        shapes, addresses = (
+            dict(one.shapes),
+            {
+                **self._inputs.addresses(),
+                **self.logits.addresses(),
+                **self.others.addresses(),
+            },
+        )
         for slab in range(2 * g.num_hidden_layers):
             name = f"{slab // 2}.{('key', 'value')[slab % 2]}"
             past = present = one.memory.slab(slab, one.first_row)
@@ -169,9 +220,9 @@ def _inputs_of(feeds: DecoderFeeds) -> dict[str, NDArray[Any]]:
 
 
 def chunks(feeds: DecoderFeeds, most: int) -> Iterator[tuple[DecoderFeeds, NDArray[Any]]]:
-    """The pass in parts of at most so many tokens, one behind another, and which rows' logits each part has."""
+    """The pass in parts of at most so many tokens, one after another, and which of the (C, Q) logits each part has."""
     new = feeds.inputs_embeds.shape[1]
-    wanted = feeds.logit_positions[:, 0]
+    wanted = feeds.logit_positions
     for start in range(0, new, most):
         part = slice(start, start + most)
         has = (wanted >= start) & (wanted < start + most)
@@ -183,7 +234,7 @@ def chunks(feeds: DecoderFeeds, most: int) -> Iterator[tuple[DecoderFeeds, NDArr
                 rope_sin=feeds.rope_sin[:, part],
                 write_indices=feeds.write_indices + start,
                 attention_bias=feeds.attention_bias[:, :, part],
-                logit_positions=(wanted - start).clip(0, min(most, new - start) - 1)[:, None],
+                logit_positions=(wanted - start).clip(0, min(most, new - start) - 1),
                 token_inputs={name: value[:, part] for name, value in feeds.token_inputs.items()},
             ),
             has,

@@ -60,7 +60,7 @@ class Kernels:
 
 
 class DeviceLogits:
-    """The logits (C, V) of the last pass, in `staging` on the device."""
+    """The logits (C, Q, V) of the last pass, in `staging` on the device; in a step Q is 1."""
 
     def __init__(self, staging: StagingBuffer, stream: CudaStream) -> None:
         self._staging, self._stream = staging, stream
@@ -77,7 +77,7 @@ class DeviceLogits:
         """The logits in locked memory."""
         self._staging.download()
         self._stream.synchronize()
-        logits: NDArray[Any] = self._staging.host["logits"]
+        logits: NDArray[Any] = self._staging.host["logits"]  # (C, Q, V)
         return logits
 
 
@@ -94,7 +94,7 @@ class DeviceChooser:
         uniform, fused = host.sampler(step).uniform(), self._description(step, rows)
         choice = None if fused is None else self._kernels.choose(logits.address, rows, fused, uniform)
         if choice is None or choice.token_id is None:
-            return host.choose(step, logits.fetch(), history, uniform)
+            return host.choose(step, logits.fetch()[:, 0], history, uniform)
         traced = StepTrace(step=step, candidates=choice.candidates) if host.steered(step) else None
         return choice.token_id, traced
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safecode_trt.runtime import Reply, Session
 from safecode_trt.runtime.backends.ort import OrtSession
 from safecode_trt.runtime.choose import Chooser, Chosen, HostChooser
-from safecode_trt.runtime.session import CacheMemory, DecoderFeeds
+from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 
 __all__ = ["PARTS", "Call", "MeteredSession", "reply_parts"]
 
@@ -46,9 +46,11 @@ class MeteredSession:
     def allocate(self, rows: int) -> CacheMemory:
         return self._inner.allocate(rows)
 
-    def decode(self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0) -> NDArray[np.float32]:
+    def decode(
+        self, feeds: DecoderFeeds, memory: CacheMemory, *, first_row: int = 0, wanted: Sequence[str] = ()
+    ) -> DecoderOutputs:
         with self._noted(feeds):
-            return self._inner.decode(feeds, memory, first_row=first_row)
+            return self._inner.decode(feeds, memory, first_row=first_row, wanted=wanted)
 
     def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> Any:
         with self._noted(feeds):

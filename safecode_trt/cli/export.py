@@ -87,6 +87,13 @@ __all__ = ["command"]
     show_default=True,
     help="decomposed is for the ONNX Runtime of Python 3.10.",
 )
+@click.option("--hidden", is_flag=True, help="Add an output with the states after the final norm.")
+@click.option(
+    "--taps",
+    multiple=True,
+    metavar="PLACE:LAYER",
+    help="A place whose values can be read and steered: attention, mlp or heads, and the layer; repeatable.",
+)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare with transformers.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle at --output.")
 def command(
@@ -97,6 +104,7 @@ def command(
     asymmetric: bool,
     scale_search: bool,
     lm_head: HeadPrecision,
+    taps: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Make a bundle from a Hugging Face checkpoint: a folder, or a model on the hub.
@@ -106,10 +114,11 @@ def command(
     \b
     Example:
       safecode-trt export --model models/demo --output build/demo-bundle
-      safecode-trt export --model HuggingFaceTB/SmolVLM-256M-Instruct --output build/smolvlm
+      safecode-trt export --model HuggingFaceTB/SmolVLM-256M-Instruct \\
+          --output build/smolvlm
     """
     from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
-    from safecode_trt.export.export_config import parse_block_size
+    from safecode_trt.export.export_config import parse_block_size, parse_tap
 
     weights = WeightConfig(
         block_size=parse_block_size(block_size),
@@ -117,7 +126,7 @@ def command(
         scale_search=scale_search,
         lm_head=lm_head,
     )
-    config = ExportConfig(overwrite=overwrite, weights=weights, **options)
+    config = ExportConfig(overwrite=overwrite, weights=weights, taps=tuple(map(parse_tap, taps)), **options)
     with console.progress() as progress:
         bundle = export_bundle(model, output, config=config, progress=progress)
     files = bundle.manifest.files.values()

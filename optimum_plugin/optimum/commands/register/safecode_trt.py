@@ -58,6 +58,10 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
             "--context-length", type=int, help="The most tokens of prompt and answer together."
         )
         parser.add_argument("--attention", choices=ATTENTION_FORMS, default="portable")
+        parser.add_argument("--hidden", action="store_true", help="Add an output with the last states.")
+        parser.add_argument(
+            "--taps", action="append", default=[], metavar="PLACE:LAYER", help="Places to read and steer."
+        )
         parser.add_argument(
             "--no-verify", dest="verify", action="store_false", help="Do not compare with transformers."
         )
@@ -68,7 +72,7 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
         """Exports; a failure is one line on stderr and exit code 1."""
         from safecode_trt.errors import SafeCodeError
         from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
-        from safecode_trt.export.export_config import parse_block_size
+        from safecode_trt.export.export_config import parse_block_size, parse_tap
 
         arguments: Any = self.args
         try:
@@ -88,6 +92,8 @@ class SafeCodeExportCommand(BaseOptimumCLICommand):
                 vision_precision=arguments.vision_precision,
                 max_tiles=arguments.max_tiles,
                 offline=arguments.offline,
+                hidden=arguments.hidden,
+                taps=tuple(map(parse_tap, arguments.taps)),
             )
             bundle = export_bundle(arguments.model, arguments.output, config=config)
         except SafeCodeError as error:

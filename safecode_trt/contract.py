@@ -104,6 +104,9 @@ class Tap:
     place: TapPlace
     layer: int
 
+    def __str__(self) -> str:
+        return f"{self.place}:{self.layer}"
+
     @property
     def steer(self) -> str:
         """The input whose values are added at the place."""

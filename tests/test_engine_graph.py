@@ -42,7 +42,7 @@ def written(folder: Path, checkpoint: Path, geometry: Geometry, attention: Atten
 def inputs(spec: GraphSpec, capacity: int) -> dict[str, np.ndarray]:
     """Two rows of three new tokens, the first behind 9 positions and the second behind 14; random everything."""
     draw = np.random.Generator(np.random.PCG64(3))
-    sizes = {"C": 2, "T": 3, "CAP": capacity}
+    sizes = {"C": 2, "T": 3, "Q": 2, "CAP": capacity}
     feeds: dict[str, np.ndarray] = {}
     for tensor in spec.inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in tensor.shape]

@@ -78,6 +78,7 @@ def _facts(manifest: Manifest) -> Table:
         "decoder": f"{geometry.num_hidden_layers} layers, {geometry.num_attention_heads} heads "
         f"({geometry.num_key_value_heads} for keys and values) of {geometry.head_dim}, "
         f"hidden {geometry.hidden_size}, vocabulary {geometry.vocab_size}",
+        "outputs": ", ".join(["logits", *["hidden"] * manifest.hidden, *map(str, manifest.taps)]),
         "context": f"{geometry.context_length} tokens"
         + ("" if manifest.text_only else f", {geometry.image_seq_len} for the reference picture")
         + ("" if manifest.max_tiles is None else f", at most {manifest.max_tiles} tiles beside it"),

@@ -16,11 +16,15 @@ from make_random_checkpoint import write_checkpoint
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm, Precision, Tap
+from safecode_trt.engine_entry import Flavour
 from safecode_trt.errors import BackendError, ConfigError
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.model import Model
 from safecode_trt.runtime.session import DecoderFeeds, DecoderOutputs
 from tests.cli_runner import call, fails
+from tests.engine_bundle import TENSORRT, add_engines
+from tests.fake_tensorrt import FakeTensorRT
+from tests.test_engine_builds import built_for_real
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -230,3 +234,38 @@ def test_the_program_exports_and_shows_them(made: Made, tmp_path: Path) -> None:
 def test_a_tap_is_checked_in_the_manifest(made: Made, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="each place once"):
         ExportConfig(taps=(TAPS[0], TAPS[0]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"max_prefill": 4}], ids=["whole", "in parts"])
+def test_engines_do_the_same(
+    changes: dict[str, Any],
+    made: Made,
+    packages: dict[Flavour, FakeTensorRT],
+    tmp_path: Path,
+) -> None:
+    """On the fake GPU, whose executions go to ONNX Runtime; a prefill in parts has positions in two of them."""
+    bundle = export(made, "llama", tmp_path)
+    engines = add_engines(bundle, tmp_path / "engines", TENSORRT, changes)
+    found = []
+    for path, backend in ((bundle.path, "ort-cpu"), (engines.path, "trt")):
+        config = RuntimeConfig(backend=backend, threads=1)  # type: ignore[arg-type]
+        with Model.open(path, config=config) as model:
+            ids = prompts(model.manifest.geometry.vocab_size)
+            found += [run(model, ids, vectors(model, max(LENGTHS), 1), vectors(model, 1, 2))]
+            found += [run(model, ids, {}, {})]
+    for here, there in zip(found[:2], found[2:], strict=True):
+        for wanted, got in zip(here, there, strict=True):
+            np.testing.assert_allclose(got.logits, wanted.logits, atol=1e-5)
+            for name in WANTED:
+                for row, length in enumerate(LENGTHS):
+                    shown = slice(min(length, wanted.others[name].shape[1]))  # what is padded is not defined
+                    np.testing.assert_allclose(
+                        got.others[name][row, shown], wanted.others[name][row, shown], atol=1e-5
+                    )
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("attention", ATTENTION_FORMS)
+def test_engines_are_built(attention: AttentionForm, made: Made, tmp_path: Path) -> None:
+    bundle = export(made, "llama", tmp_path, precision="fp16", attention=attention)
+    built_for_real(bundle.path)

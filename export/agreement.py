@@ -40,7 +40,7 @@ def measure_agreement(found: Array, expected: Array) -> Agreement:
 
     `noise` is the root mean square of the differences over the standard deviation of the expected logits, `top1` the
     share of positions with the same best token. `top1_within_noise` counts a token as well that is expected to be
-    less than NEAR_TIE times the noise behind the best: rounding alone decides between such two.
+    less than NEAR_TIE times the noise below the best: rounding alone decides between such two.
     """
     spread = float(expected.std())
     noise = float(np.sqrt(np.mean(np.square(found - expected), dtype=np.float64)))

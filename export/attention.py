@@ -18,7 +18,7 @@ __all__ = ["DecomposedForm", "LayerForm", "PortableForm", "layer_form"]
 
 
 class LayerForm(ABC):
-    """What a decoder layer does besides multiplying by weights. Heads are axis 1: (C, heads, T, D)."""
+    """What a decoder layer does in addition to multiplying by weights. Heads are axis 1: (C, heads, T, D)."""
 
     opset: int
 

@@ -147,7 +147,7 @@ def _profiles(bundle: Bundle, config: EngineConfig) -> Mapping[str, tuple[Engine
 
 @contextmanager
 def _new_engines(bundle: Path, target: str) -> Iterator[Path]:
-    """Yields a folder beside the engines' to build into; nothing of it is left if they are not entered."""
+    """Yields a folder next to the engines' to build into; nothing of it is left if they are not entered."""
     engines = bundle / ENGINES
     existed = engines.exists()
     try:

@@ -31,7 +31,7 @@ class Checkpoint:
     """The tensors of a checkpoint folder by name; the files are mapped, not read.
 
     A name that begins with the first of a pair of `renames` is known by the second instead; the first pair that
-    fits counts. `joins` are names for several tensors, one behind the other on axis 0.
+    fits counts. `joins` are names for several tensors, one after the other on axis 0.
 
     Raises:
         CheckpointError: the folder has no safetensors weights, or a file of the index is missing or broken.
@@ -86,7 +86,7 @@ class Checkpoint:
             found = ", ".join(
                 f"{part} {x.dtype} {list(x.shape)}" for part, x in zip(self._joins[name], parts, strict=True)
             )
-            raise CheckpointError(f"{self.folder}: expected tensors that fit behind one another, got {found}")
+            raise CheckpointError(f"{self.folder}: expected tensors that fit one after another, got {found}")
         whole = MappedTensor(name, parts[0].dtype, np.concatenate([part.data for part in parts]))
         for part in parts:
             _release(part)

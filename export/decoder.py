@@ -52,7 +52,7 @@ def write_decoder(
     taps: tuple[Tap, ...] = (),
     progress: Progress = no_progress,
 ) -> Mapping[str, Quantization]:
-    """Writes the graph to `path` and its weights beside it, to `path` + ".data".
+    """Writes the graph to `path` and its weights next to it, to `path` + ".data".
 
     `hidden` and `taps` are as in `decoder_graph`. Returns how each quantised tensor was quantised. `progress` is
     told of its parts.
@@ -153,7 +153,7 @@ class _Decoder:
         return b.op("Add", [x, b.inputs[tap.steer]], f"/taps/{tap.steer}")
 
     def _refuse_more_layers(self) -> None:
-        """The weights may not have a layer behind the last one: it would be left out without a word."""
+        """The weights may not have a layer after the last one: it would be left out without a word."""
         checkpoint, count = self.layers.checkpoint, self.layers.text.num_hidden_layers
         if more := next(checkpoint.names(self.names.layer.format(i=count)), None):
             raise CheckpointError(

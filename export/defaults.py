@@ -193,7 +193,7 @@ def _judge(settings: CheckpointSettings, prompts: PromptBuilder, asked: str) -> 
             return asked + question, safe, unsafe
     raise CheckpointError(
         f"none of the usual verdicts is a single token of this tokenizer; put a {SAFECODE_JSON} with "
-        "judge_template and verdict {safe, unsafe} beside config.json"
+        "judge_template and verdict {safe, unsafe} next to config.json"
     )
 
 

@@ -62,7 +62,7 @@ class TensorRT:
         report: Progress,
         note: Note,
     ) -> memoryview:
-        """The serialised engine of a serialised ONNX model whose weights lie beside `path`.
+        """The serialised engine of a serialised ONNX model whose weights lie next to `path`.
 
         `report` is called from TensorRT's threads, with a phase's name, the steps done and the steps in all. `note` is
         told of a timing cache that could not be saved. Ctrl-C ends the build at its next step.

@@ -19,7 +19,7 @@ __all__ = ["require_buildable", "require_memory", "require_timing_cache", "targe
 PORTABLE_FROM: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 15), "tensorrt-rtx": (1, 4)}
 OLDEST: Mapping[Flavour, tuple[int, int]] = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 4)}
 COMMON_GPUS = ("86", "89", "120")  # desktop Ampere, Ada and Blackwell
-# How often a build holds the weights at once, and what it takes besides; a little above what was measured.
+# How often a build holds the weights at once, and what it takes in addition; a little above what was measured.
 WEIGHT_COPIES, FIXED_BYTES = 3, 1_000_000_000
 
 

@@ -133,7 +133,7 @@ class ExportConfig:
 
     `context_length` is the most positions that prompt and answer take; None takes the model's own, at most 4096.
     `activations` is the type that int8 and int4 weights are multiplied in; None takes fp32, and the other precisions
-    have their own. `vision_precision` is that of the vision encoder's weights; None takes fp16 beside fp16
+    have their own. `vision_precision` is that of the vision encoder's weights; None takes fp16 with fp16
     activations, else fp32. `max_tiles` bounds the tiles that a picture is cut into, and with them its image tokens; 0
     leaves only the whole picture, and None takes the checkpoint's own limit. `offline` takes a model on the hub from
     the cache, without a request. `hidden` adds an output with the states after the final norm, `taps` are the places in

@@ -1,4 +1,4 @@
-"""What goes into a bundle besides graphs and weights: sizes, copied files, token ids, versions, hashes."""
+"""What goes into a bundle in addition to graphs and weights: sizes, copied files, token ids, versions, hashes."""
 
 from __future__ import annotations
 

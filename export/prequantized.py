@@ -217,7 +217,7 @@ def _write_floats(packed: Prequantized, shapes: Mapping[str, tuple[int, ...]], t
 
 
 def _tensor(name: str, part: str) -> str:
-    """The tensor beside `qweight` that has this part of a weight."""
+    """The tensor next to `qweight` that has this part of a weight."""
     return f"{name.removesuffix('weight')}{part}"
 
 

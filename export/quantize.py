@@ -15,7 +15,7 @@ __all__ = ["Quantized", "dequantize", "pack_int4", "quantize", "quantize_slabs",
 Array = NDArray[np.float32]
 # Rows per round: the temporaries of a round stay in the processor's cache and never add up.
 SLAB = 256
-# The shares of a block's range that the scale search tries besides the whole: what lies beyond is cut off.
+# The shares of a block's range that the scale search tries in addition to the whole: what lies beyond is cut off.
 KEPT: Sequence[float] = tuple(1 - step / 40 for step in range(1, 17))
 TINY = np.finfo(np.float32).tiny
 

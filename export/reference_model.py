@@ -67,7 +67,7 @@ class TransformersModel:
 
     @torch.no_grad()
     def logits(self, probe: TextProbe, reply: Sequence[int]) -> NDArray[np.float32]:
-        """Logits (n + len(reply), V) of the prompt and the reply behind it."""
+        """Logits (n + len(reply), V) of the prompt and the reply after it."""
         logits: NDArray[np.float32] = self._model(**self._inputs(probe, reply)).logits[0].float().numpy()
         return logits
 

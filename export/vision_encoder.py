@@ -35,7 +35,7 @@ MOST = 1 << 16
 def write_vision_encoder(
     checkpoint: Checkpoint, spec: ModelSpec, graph: GraphSpec, path: Path, *, precision: VisionPrecision
 ) -> Mapping[str, Quantization]:
-    """Traces the encoder and writes it to `path`, its weights beside it to `path` + ".data".
+    """Traces the encoder and writes it to `path`, its weights next to it to `path` + ".data".
 
     `graph` is `ModelSpec.vision_graph`, with the type of the activations; `precision` is that of the weights.
     Returns how each quantised weight was quantised.

@@ -1,4 +1,4 @@
-"""Makes the weights of a traced vision encoder smaller: int8 by output channel, or float16 behind a Cast.
+"""Makes the weights of a traced vision encoder smaller: int8 by output channel, or float16, cast where it is used.
 
 Only the large matrices of MatMul and Gemm; convolutions, position tables and norms stay as they are.
 """

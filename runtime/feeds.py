@@ -84,7 +84,7 @@ class FeedBuilder:
         )
 
     def step(self, token_id: int, cache: KVCache, tail: Tail = TEXT_TAIL) -> DecoderFeeds:
-        """One pass that writes the same token behind every carried row."""
+        """One pass that writes the same token after every carried row."""
         rows = cache.rows
         starts = cache.lengths[:rows].copy()
         return self._assemble(

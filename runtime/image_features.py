@@ -87,7 +87,7 @@ def encode_pictures(session: Session, spec: ModelSpec, pictures: Sequence[Pictur
 def _made_ready(
     shown: Sequence[Sequence[Pixels]], noise: Noise | None, spec: ModelSpec, seed: int
 ) -> list[list[Pixels]]:
-    """The views of pictures normalised, under the noise where its kind belongs: on pixels or behind them."""
+    """The views of pictures normalised, under noise on the pixels or after normalisation, as its kind wants."""
     if isinstance(noise, PixelNoise):
         shown = add_noise(shown, noise.sigma, seed)
     normalised = [normalise(views, spec) for views in shown]
@@ -95,5 +95,5 @@ def _made_ready(
 
 
 def _join(pictures: Sequence[Features]) -> Features:
-    """The features of the pictures of one prompt, behind one another."""
+    """The features of the pictures of one prompt, one after another."""
     return {name: np.concatenate([features[name] for features in pictures]) for name in pictures[0]}

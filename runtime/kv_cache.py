@@ -23,7 +23,7 @@ class KVCache:
         self.lengths: NDArray[np.int64] = np.zeros(rows, np.int64)
 
     def require(self, new: int, *, first_row: int = 0, rows: int | None = None) -> None:
-        """Makes room for `new` tokens behind each of `rows` rows, by default all that are carried.
+        """Makes room for `new` tokens after each of `rows` rows, by default all that are carried.
 
         Raises:
             CapacityError: a row would hold more positions than it may.
@@ -51,7 +51,7 @@ class KVCache:
         self.rows = rows
 
     def rewind(self, length: int) -> None:
-        """Goes on with row 0 alone, from behind its first `length` positions."""
+        """Goes on with row 0 alone, after its first `length` positions."""
         self.keep(1)
         self.lengths[0] = length
 

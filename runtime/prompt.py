@@ -142,7 +142,7 @@ class PromptBuilder:
         return [{"type": "image"}] * message.images + [{"type": "text", "text": text}]
 
     def _defuse(self, text: str, cut: str) -> str:
-        """Marks a cut behind the first character of everything that spells a control token."""
+        """Marks a cut after the first character of everything that spells a control token."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

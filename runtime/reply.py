@@ -52,7 +52,7 @@ class Reply:
     timings: Timings
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; the verdict carries `unsafe` beside p_unsafe and the threshold."""
+        """The JSON form; the verdict carries `unsafe` in addition to p_unsafe and the threshold."""
         data: dict[str, Any] = to_dict(self)
         if self.verdict is not None:
             data["verdict"]["unsafe"] = self.verdict.unsafe

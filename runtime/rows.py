@@ -1,4 +1,4 @@
-"""One row of a batch as numbers: what its prompt is made of, and what goes on behind it."""
+"""One row of a batch as numbers: what its prompt is made of, and what goes on after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RowPrompt:
     """One row's prompt: `keys` (n,) are equal where two rows see the same token or image feature.
 
     `embeds` is (n, E). `positions` (axes, n + 1) are rotary, and `token_inputs` (n + 1, ...) the family's own:
-    the last of each belongs to the first token behind the prompt. `row_inputs` hold for the whole row.
+    the last of each belongs to the first token after the prompt. `row_inputs` hold for the whole row.
     """
 
     keys: NDArray[np.int64]
@@ -34,7 +34,7 @@ class RowPrompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tail:
-    """What the tokens behind the prompts have in common, per row.
+    """What the tokens after the prompts have in common, per row.
 
     `offsets` (C,) is the rotary position minus the position in the cache; the inputs are as in `DecoderFeeds`.
     """

@@ -108,8 +108,8 @@ class Session(Protocol):
     ) -> DecoderOutputs:
         """One pass over C rows of `memory` from `first_row` on, updated in place.
 
-        The other rows of the memory are neither read nor written. `wanted` names outputs besides the logits: `hidden`,
-        or the reads of taps, where the bundle has them.
+        The other rows of the memory are neither read nor written. `wanted` names other
+        outputs than the logits: `hidden`, or the reads of taps, where the bundle has them.
         """
 
     def step(self, feeds: DecoderFeeds, memory: CacheMemory) -> Any:

@@ -48,7 +48,7 @@ class TextStream:
         try:
             piece = self._decoder.step(self._tokenizer, token_id) or ""
         except Exception:  # tokenizers has no class of its own for it
-            # A byte that begins no character also undoes the bytes before it, which were given out: begin behind them.
+            # A byte that begins no character also undoes the bytes before it, which were given out: begin after them.
             self._decoder = DecodeStream(skip_special_tokens=True)
             piece = "".join(self._decoder.step(self._tokenizer, each) or "" for each in self._pending)
         if piece:

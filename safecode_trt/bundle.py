@@ -224,7 +224,7 @@ def require_writable(folder: Path, otherwise: str) -> None:
 
 @contextmanager
 def new_bundle(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a folder beside `target` to write into; it becomes `target` only if nothing was raised.
+    """Yields a folder next to `target` to write into; it becomes `target` only if nothing was raised.
 
     Where `target` is a link, it stays one, and the bundle that it leads to is replaced.
 

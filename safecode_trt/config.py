@@ -71,7 +71,7 @@ class SamplingParams:
     """How one token is chosen from one row of logits, and when a reply ends.
 
     temperature 0 is greedy. `deadline_s` is in seconds for the whole reply, None for no limit. `ignore_eos` goes
-    on behind the model's end of turn, for benchmarks.
+    on after the model's end of turn, for benchmarks.
     """
 
     max_new_tokens: int = 64
@@ -106,7 +106,7 @@ PLAIN_SAMPLING = SamplingParams()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """What modes say to the model beside the request; our own words.
+    """What modes say to the model in addition to the request; our own words.
 
     `principle` and `reverse` are system texts. `verdict_text_safe` and `verdict_text_unsafe` hold {request}.
     """

@@ -9,7 +9,7 @@ SafeCodeError
 |   `-- CapacityError  prompt and answer do not fit the key/value cache
 |-- BackendError       the execution backend is absent or has failed (the machine)
 |-- TraceError         a trace or audit log cannot be read or written (the caller)
-|-- EndpointError      a model behind an address is down, slow or answers nonsense (whoever runs it)
+|-- EndpointError      a model at an address is down, slow or answers nonsense (whoever runs it)
 |-- EvalError          a benchmark's files or a results file cannot be used (the caller)
 `-- SteeringError      no trustworthy verdict or logits; the fail-safe takes over
     `-- DeadlineError  the time was over before the reply could be trusted
@@ -117,7 +117,7 @@ class BackendError(SafeCodeError):
 
 
 class EndpointError(SafeCodeError):
-    """A model behind an address cannot be reached, refuses, is too slow, or answers what cannot be read."""
+    """A model at an address cannot be reached, refuses, is too slow, or answers what cannot be read."""
 
     code = "endpoint"
 

@@ -87,7 +87,7 @@ class SafeCodeDefaults:
     `judge_template` holds {request}. The two verdict tokens are the judge's possible first tokens; together they
     must have a probability of at least `verdict_floor`, or there is no verdict. `caption_prompt` asks for a caption
     and `caption_judge_template` holds it and the request, for a judge that reads the scene in words. `reason_template`
-    asks what in the scene is unsafe, and `explanation` holds the {reason} as it is put behind a refusal.
+    asks what in the scene is unsafe, and `explanation` holds the {reason} as it is put after a refusal.
     `refusal_tokens` are those of each of `refusal_phrases`, and `refusal_token_ids` the first ones in their spellings;
     None as `refusal_filter` means that nobody looked. `fallback_refusal` is what a fail-safe reply says. `settings` is
     the mode `safecode`.
@@ -146,7 +146,7 @@ class Parity:
     `vision_encoder` is None in a text-only bundle.
 
     `top1_agreement` is over all positions of the probes, given the same past. `top1_within_noise` counts near ties
-    as agreement: tokens that transformers itself puts behind its best by less than the rounding noise, which
+    as agreement: tokens that transformers itself puts below its best by less than the rounding noise, which
     `logit_noise` has as a share of the logits' spread (`export.agreement.measure_agreement`). `greedy_agreement` is the
     share of the first tokens of greedy replies up to the first that differs.
     """

@@ -41,7 +41,7 @@ checkpoint says little of the error on one that was never quantised.
 PICTURES_NOTE = """
 The vision tower and the connector in front of this decoder are random: pictures are noise to it.
 """
-# Tokens that Idefics3 adds behind the decoder's vocabulary. Pictures are not cut, so there are none for tiles.
+# Tokens that Idefics3 adds after the decoder's vocabulary. Pictures are not cut, so there are none for tiles.
 ADDED = ("<fake_token_around_image>", "<global-img>", "<image>")
 TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
 PARTS = (

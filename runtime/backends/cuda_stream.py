@@ -99,11 +99,11 @@ class CudaStream:
         return HostBuffer(address, max(nbytes, 1), self._dropped.append)
 
     def zero(self, buffer: Buffer) -> None:
-        """Fills memory with zeros, behind what is on the stream."""
+        """Fills memory with zeros, after what is on the stream."""
         self._put("cudaMemsetAsync", buffer.handle, 0, buffer.nbytes)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Copies between any two memories, behind what is on the stream."""
+        """Copies between any two memories, after what is on the stream."""
         self._put("cudaMemcpyAsync", target, source, nbytes, self._cuda.cudaMemcpyKind.cudaMemcpyDefault)
 
     def copy_planes(self, target: Planes, source: Planes, *, width: int, lines: int, planes: int) -> None:

@@ -126,7 +126,7 @@ def open_graph(
 ) -> Any:
     """An onnxruntime.InferenceSession on a provider, all of it unless `allow_cpu_fallback`.
 
-    `entries` are further session options; `optimized` is where the optimised graph is written, its weights beside it.
+    `entries` are further session options; `optimized` is where the optimised graph is written, its weights next to it.
     `shape_nodes` are the names of the nodes that only compute shapes, which may be on the CPU.
 
     Raises:

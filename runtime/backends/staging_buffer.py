@@ -68,7 +68,7 @@ class StagingBuffer:
         StoredFloats.of(self._layout[name][0]).fill(self.host[name], value)
 
     def upload(self) -> None:
-        """Sends all tensors to the device, behind what is on the stream."""
+        """Sends all tensors to the device, after what is on the stream."""
         self._stream.copy(self.address, self._locked.handle, self._size)
 
     def download(self) -> None:

@@ -138,7 +138,7 @@ class TrtDecoder:
                 memory.take(self._scratch, source=row, target=first_row + row, start=start, count=new)
 
     def fetch_others(self, wanted: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Outputs of the last pass besides the logits, in float32.
+        """Outputs of the last pass other than the logits, in float32.
 
         Raises:
             BackendError: the engine has no such output.
@@ -165,7 +165,7 @@ class TrtDecoder:
     def _step(self, key: Hashable, one: _Pass) -> None:
         step = self._step_of(key, one.profile)
         if step.execution.bound != key:
-            # What TensorRT does once behind a change of shapes is not to be part of a graph.
+            # What TensorRT does once after a change of shapes is not to be part of a graph.
             step.graph = None
             self._bind(step.execution, key, one)
             step.execution.enqueue()
@@ -175,7 +175,7 @@ class TrtDecoder:
                 step.graph = self._stream.capture(step.execution.enqueue)
             except BackendError as error:
                 self._capturable = False
-                # Not the error itself: whoever keeps the record would keep the cache in the frames behind it.
+                # Not the error itself: whoever keeps the record would keep the cache in the frames below it.
                 _log.warning("decode steps run without a CUDA graph: %s", str(error))
         if step.graph is None:
             step.execution.enqueue()

@@ -1,4 +1,4 @@
-"""Who says whether helping is safe: the bundle's own model, another behind an address, a file, several together."""
+"""Who says whether helping is safe: the bundle's own model, another at an address, a file, several together."""
 
 from safecode_trt.runtime.judges.judge import Case, Judge, Keyed, case_key
 from safecode_trt.runtime.judges.make import FORMS, JudgeConfig, make_judge, verdict_parts

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible address as a judge: it sees the picture, or a caption that it made itself.
+"""A model at an OpenAI-compatible address as a judge: it sees the picture, or a caption that it made itself.
 
 One word is expected. Where the server gives log-probabilities, P(unsafe) is that of the word, else it is 1 or 0.
 """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-HELP = """/image PATH  show a picture with the next message, beside those before
+HELP = """/image PATH  show a picture with the next message, in addition to those before
 /mode MODE   plain, safecode or another that --help lists
 /new         start again with the same pictures
 /clear       start again without pictures

@@ -186,7 +186,7 @@ def _say_start(earlier: int, total: int) -> None:
 
 
 def _command() -> str:
-    """The command as it was typed, without what an address has behind a question mark, which may be a secret."""
+    """The command as it was typed, without the query of an address, which may hold a secret."""
     shown = [re.sub(r"\?[^#]*", "", word) if "://" in word else word for word in sys.argv[1:]]
     return shlex.join(["safecode-trt", *shown])
 

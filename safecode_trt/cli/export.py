@@ -66,7 +66,7 @@ __all__ = ["command"]
 @click.option(
     "--vision-precision",
     type=click.Choice(VISION_PRECISIONS),
-    help="Weights of the vision encoder: by default fp16 beside float16 activations, else fp32.",
+    help="Weights of the vision encoder: by default fp16 with float16 activations, else fp32.",
 )
 @click.option(
     "--max-tiles",

@@ -81,7 +81,7 @@ def _facts(manifest: Manifest) -> Table:
         "outputs": ", ".join(["logits", *["hidden"] * manifest.hidden, *map(str, manifest.taps)]),
         "context": f"{geometry.context_length} tokens"
         + ("" if manifest.text_only else f", {geometry.image_seq_len} for the reference picture")
-        + ("" if manifest.max_tiles is None else f", at most {manifest.max_tiles} tiles beside it"),
+        + ("" if manifest.max_tiles is None else f", at most {manifest.max_tiles} tiles in addition to it"),
         "safecode": ", ".join(
             f"{key} {json.dumps(value)}"
             for key, value in to_dict(safecode.settings).items()

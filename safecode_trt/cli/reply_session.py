@@ -44,7 +44,7 @@ OPTIONS = (
         "explain",
         default=False,
         show_default=True,
-        help="Say behind a refusal what in the scene is unsafe, and what else could be asked.",
+        help="Say after a refusal what in the scene is unsafe, and what else could be asked.",
     ),
     sampling_options,
     engine_options,

@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible address: bounded time and memory, answers kept on disk."""
+"""A model at an OpenAI-compatible address: bounded time and memory, answers kept on disk."""
 
 from safecode_trt.endpoint.client import (
     KEY_VARIABLE,

@@ -1,4 +1,4 @@
-"""Asks a model behind an OpenAI-compatible address: one question, one answer, in bounded time and memory.
+"""Asks a model at an OpenAI-compatible address: one question, one answer, in bounded time and memory.
 
 Knows HTTP and nothing of verdicts or rubrics. The key comes from an environment variable and is in no record, message
 or file; where a server echoes it, it is struck out. Answers are kept on disk by the hash of all that was asked.
@@ -114,7 +114,7 @@ class Answer:
 
 
 class Endpoint:
-    """A model behind an address. Holds the key; not for several threads at once."""
+    """A model at an address. Holds the key; not for several threads at once."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config

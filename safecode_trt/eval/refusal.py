@@ -1,7 +1,7 @@
 """Which answers decline to help, by how they begin: our own list of English phrases, with a version for reports.
 
 A matcher of words is no judge: it does not see whether an answer warns, and it reads no language but the list's. It
-looks at the first sentence behind greetings and condolences, because an answer that helps may say "I cannot" later.
+looks at the first sentence after greetings and condolences, because an answer that helps may say "I cannot" later.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class Steering(Protocol):
     def answer(self) -> str | None: ...
 
     def sampling(self, asked: SamplingParams, *, steered: bool) -> SamplingParams:
-        """How tokens are chosen in the steered steps and behind them; the latter's length is the reply's."""
+        """How tokens are chosen in the steered steps and after them; the latter's length is the reply's."""
 
     @property
     def changes(self) -> int:

@@ -24,7 +24,7 @@ NO_IDS: Ids = np.empty(0, np.int64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class First:
-    """What a reply begins with: the logits (V,) behind every prompt, by context name, and the verdict."""
+    """What a reply begins with: the logits (V,) after every prompt, by context name, and the verdict."""
 
     logits: Mapping[str, Logits]
     verdict: Verdict | None = None
@@ -46,7 +46,7 @@ class Step:
     """One step on its way through the stages, which replace `z` (V,) one after the other.
 
     `rows` are the model's logits by context name. `spared` are the tokens that a mask leaves, because a later stage
-    raises them. For the trace: the last row that z was contrasted with, z behind it, what was added to which token,
+    raises them. For the trace: the last row that z was contrasted with, z after it, what was added to which token,
     and whether a stage has `forced` its token whatever the logits say.
     """
 
@@ -86,7 +86,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage(ABC):
-    """The contexts beside `real`, prompts and noise that a stage needs, and whether it acts on a verdict."""
+    """The contexts other than `real`, prompts and noise that a stage needs, and whether it acts on a verdict."""
 
     contexts: tuple[Context, ...] = ()
     prompts: Mapping[str, PromptEdit] = field(default_factory=dict)

@@ -202,7 +202,7 @@ class StagedSteering:
 
 
 def _trace(step: Step) -> StepTrace:
-    """The leading tokens of the step, with those that led on the picture alone and behind the contrast."""
+    """The leading tokens of the step, with those that led on the picture alone and after the contrast."""
     real, reference, z = step.rows["real"], step.reference, step.z
 
     def candidate(token: int) -> Candidate:

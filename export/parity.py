@@ -20,8 +20,9 @@ from safecode_trt.errors import CheckpointError
 from safecode_trt.export.agreement import LEAST_TOP1, MOST_NOISE, measure_agreement
 from safecode_trt.export.prequantized import float_checkpoint
 from safecode_trt.export.probes import TextProbe, make_probes
-from safecode_trt.manifest import EMBEDDINGS, GraphParity, Parity
+from safecode_trt.manifest import EMBEDDINGS
 from safecode_trt.models import Features, ModelSpec, load_spec
+from safecode_trt.parity_report import GraphParity, Parity
 from safecode_trt.progress import Progress
 from safecode_trt.runtime.contexts import row_keys, row_prompt
 from safecode_trt.runtime.feeds import FeedBuilder

@@ -20,8 +20,9 @@ from safecode_trt.errors import BundleError, CheckpointError, ConfigError, SafeC
 from safecode_trt.export import ExportConfig, export_bundle
 from safecode_trt.export.package import special_tokens
 from safecode_trt.export.parity import require_passed
-from safecode_trt.manifest import EMBEDDINGS, GraphParity, Parity
+from safecode_trt.manifest import EMBEDDINGS
 from safecode_trt.models import load_spec
+from safecode_trt.parity_report import GraphParity, Parity
 from safecode_trt.tensors import map_tensors
 
 pytest.importorskip("torch")

@@ -9,8 +9,9 @@ import pytest
 from safecode_trt.bundle import Bundle
 from safecode_trt.config import RuntimeConfig
 from safecode_trt.contract import ATTENTION_FORMS, AttentionForm, Precision
-from safecode_trt.manifest import DECODER, EMBEDDINGS, VISION_ENCODER, Parity
+from safecode_trt.manifest import DECODER, EMBEDDINGS, VISION_ENCODER
 from safecode_trt.models import load_spec
+from safecode_trt.parity_report import Parity
 from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.tensors import map_tensors

@@ -25,8 +25,9 @@ from safecode_trt.export import ExportConfig, WeightConfig, export_bundle
 from safecode_trt.export.package import special_tokens
 from safecode_trt.export.parity import Answer, answer_probes, compare
 from safecode_trt.export.probes import Probe
-from safecode_trt.manifest import EMBEDDINGS, Parity
+from safecode_trt.manifest import EMBEDDINGS
 from safecode_trt.models import ModelSpec, load_spec
+from safecode_trt.parity_report import Parity
 from safecode_trt.runtime.backends import open_session
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.image import normalise, picture_views

@@ -12,7 +12,7 @@ from safecode_trt import remedies
 from safecode_trt.cli import console
 from safecode_trt.cli.options import PATH, as_json
 from safecode_trt.errors import BundleError
-from safecode_trt.manifest import Parity
+from safecode_trt.parity_report import Parity
 from safecode_trt.progress import Progress
 from safecode_trt.records import to_dict
 

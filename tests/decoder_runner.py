@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from safecode_trt.contract import Activations, Geometry, Precision, activation_dtype
 from safecode_trt.runtime.backends.host_cache import HostCache
-from safecode_trt.runtime.backends.ort_binding import FEEDS, open_graph
+from safecode_trt.runtime.backends.ort import open_graph
+from safecode_trt.runtime.backends.ort_binding import FEEDS
 from safecode_trt.runtime.feeds import FeedBuilder
 from safecode_trt.runtime.kv_cache import KVCache
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds

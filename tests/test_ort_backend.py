@@ -256,11 +256,11 @@ class Loud(ort.SessionOptions):
 
 ort.SessionOptions = Loud
 from safecode_trt.engine import Engine
-from safecode_trt.runtime.backends.ort import _Binding
+from safecode_trt.runtime.backends.ort_binding import Binding
 from safecode_trt.runtime.kv_cache import KVCache
 
 if sys.argv[2] == "apart":
-    bind_cache = _Binding.bind_cache
+    bind_cache = Binding.bind_cache
     def apart(self, geometry, memory, first_row, rows):
         bind_cache(self, geometry, memory, first_row, rows)
         slabs = memory.data[:, first_row : first_row + rows]
@@ -269,7 +269,7 @@ if sys.argv[2] == "apart":
         for slab, data in enumerate(self.other if slabs.shape[3] > small else []):
             name = f"present.{slab // 2}.{('key', 'value')[slab % 2]}"
             self.io.bind_output(name, "cpu", 0, data.dtype, data.shape, data.ctypes.data)
-    _Binding.bind_cache = apart
+    Binding.bind_cache = apart
 engine = Engine.open(sys.argv[1])
 cache = KVCache(engine.model.session.allocate(2), rows=2)
 small = cache.memory.capacity

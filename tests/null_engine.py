@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from safecode_trt.runtime.backends.host_cache import HostCache
 from safecode_trt.runtime.backends.null import NullSession
 from safecode_trt.runtime.session import CacheMemory, DecoderFeeds, DecoderOutputs
 
-__all__ = ["PICTURE", "REQUEST", "SHORT", "Broken", "Spoiling", "ask", "null"]
+__all__ = ["PICTURE", "REQUEST", "SHORT", "Broken", "Spoiling", "ask", "not_finite", "null"]
 
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint32).reshape(96, 96, 3).astype(np.uint8))
 SHORT = SamplingParams(max_new_tokens=12)
@@ -31,6 +32,11 @@ def ask(engine: Engine, settings: SafeCodeConfig | None = None, sampling: Sampli
     defaults = engine.bundle.manifest.safecode
     policy = make_policy("plain" if settings is None else "safecode", defaults, settings=settings)
     return engine.generate(REQUEST, image=PICTURE, policy=policy, sampling=sampling)
+
+
+def not_finite(outputs: DecoderOutputs) -> DecoderOutputs:
+    """The outputs with NaN in the place of every logit."""
+    return replace(outputs, logits=np.full_like(outputs.logits, np.nan))
 
 
 class Broken(NullSession):

@@ -13,7 +13,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from safecode_trt.engine import Engine
@@ -23,6 +22,7 @@ from safecode_trt.runtime.backends.null import NullSession
 from tests import benchmark_folders as folders
 from tests.cli_runner import fails, start
 from tests.eval_runner import answers, arms, evaluate, lines, say, summary
+from tests.null_engine import not_finite
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_broken_logits_end_in_the_fallback_and_are_counted(
     bundle: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = NullSession.decode
-    monkeypatch.setattr(NullSession, "decode", lambda *a, **o: np.full_like(decode(*a, **o), np.nan))
+    monkeypatch.setattr(NullSession, "decode", lambda *a, **o: not_finite(decode(*a, **o)))
     result = evaluate(bundle, world, tmp_path / "out")
     assert result.exit_code == 0 and "replies are the fail-safe's" in result.stderr
     for arm in arms(tmp_path / "out").values():

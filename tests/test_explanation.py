@@ -26,7 +26,7 @@ from safecode_trt.runtime.judges import JudgeConfig, make_judge
 from safecode_trt.runtime.judges.judge import Judge
 from safecode_trt.runtime.side_queries import first_logits, prefill_again
 from tests.null_bundle import write_null_bundle
-from tests.null_engine import Spoiling
+from tests.null_engine import Spoiling, not_finite
 
 PICTURE = Image.fromarray(np.arange(96 * 96 * 3, dtype=np.uint32).reshape(96, 96, 3).astype(np.uint8))
 REQUEST = "can i pour water on it?"
@@ -133,7 +133,8 @@ def test_a_clause_that_fails_leaves_the_refusal(engine: Engine, monkeypatch: pyt
     def broken_later(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        return decode(*arguments, **options) * np.float32(1 if calls <= sound else np.nan)
+        outputs = decode(*arguments, **options)
+        return outputs if calls <= sound else not_finite(outputs)
 
     def refusal(explain: bool) -> Reply:
         return engine.generate(

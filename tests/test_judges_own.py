@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from safecode_trt.config import RuntimeConfig, SamplingParams
@@ -24,6 +23,7 @@ from safecode_trt.runtime.judges.own import SelfCaptionJudge, SelfJudge
 from tests.http_server import Response, completion, serving
 from tests.judge_cases import PICTURE, REQUEST, Says, made
 from tests.null_bundle import CAPACITY, write_null_bundle
+from tests.null_engine import not_finite
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_question_that_does_not_fit(engine: Engine, judge: Judge) -> None:
 
 def test_broken_logits_are_no_verdict(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = engine.model.session.decode
-    monkeypatch.setattr(engine.model.session, "decode", lambda *a, **o: decode(*a, **o) * np.float32(np.nan))
+    monkeypatch.setattr(engine.model.session, "decode", lambda *a, **o: not_finite(decode(*a, **o)))
     for judge in (SelfJudge(), SelfCaptionJudge(threshold=0.5)):
         with pytest.raises(SteeringError, match=r"not finite|NaN"):
             judge.judge(own_case(engine))

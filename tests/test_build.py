@@ -200,8 +200,8 @@ def test_the_command_line_builds_and_shows(bundle: Path, monkeypatch: pytest.Mon
         "tensorrt-rtx 1.7.1.116, compute capability 86, 89, fp16 with fp16 activations, portable attention"
         in shown
     )
-    assert "prefill: C 1-2, Q 1-16, K 1-256, T 1-256" in shown
-    assert "decode: C 1-2, Q 1-16, K 1-256, T 1-8" in shown
+    assert "prefill: C 1-2, K 1-256, Q 1-16, T 1-256" in shown
+    assert "decode: C 1-2, K 1-256, Q 1-16, T 1-8" in shown
 
 
 def test_a_timing_cache_without_a_place_is_refused_before_anything_is_built(

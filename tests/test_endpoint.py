@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from safecode_trt.deadline import Deadline
 from safecode_trt.endpoint import Answer, Endpoint, EndpointConfig, EndpointSettings, Question
 from safecode_trt.endpoint.transport import MAX_BODY, Transport, _retry_after
 from safecode_trt.errors import ConfigError, EndpointError
@@ -131,7 +132,7 @@ def test_nobody_listens() -> None:
 @pytest.mark.parametrize(
     "slow", [Response(delay=5), Response(body=b"x" * 100, drip=0.1)], ids=["late", "byte by byte"]
 )
-def test_the_time_limit_is_one_of_all_tries_and_of_the_whole_body(slow: Response) -> None:
+def test_the_deadline_is_one_of_all_tries_and_of_the_whole_body(slow: Response) -> None:
     with serving(slow) as server:
         begin = time.monotonic()
         assert "did not answer within 0.3 s" in failure(server.url, timeout=0.3, retries=9)
@@ -188,7 +189,7 @@ def test_a_redirect_to_nowhere(location: str) -> None:
 
 
 def test_what_nobody_expects_is_an_endpoints_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Transport, deadline: float, body: bytes) -> str:
+    def broken(self: Transport, deadline: Deadline, body: bytes) -> str:
         raise RuntimeError(f"with {KEY}")
 
     monkeypatch.setattr(Transport, "_once", broken)

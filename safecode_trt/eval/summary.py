@@ -30,7 +30,7 @@ from safecode_trt.machine import Machine
 
 __all__ = ["ArmSummary", "Cost", "Provenance", "Summary", "Verdicts", "summarise_arm", "summarise_arms"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

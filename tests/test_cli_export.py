@@ -88,6 +88,6 @@ def test_the_help_names_the_defaults() -> None:
     text = " ".join(call("export", "--help").stdout.split())
     assert f"by default the model's own, at most {DEFAULT_CONTEXT_LENGTH}" in text
     assert ExportConfig(precision="int4", activations="fp16").vision_weights == "fp16"
-    assert "by default fp16 beside float16 activations, else fp32" in text
+    assert "by default fp16 with float16 activations, else fp32" in text
     built = " ".join(call("build", "--help").stdout.split())
     assert "by default as it sees fit" in built and "by default all that the GPU has" in built

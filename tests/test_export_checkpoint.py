@@ -88,7 +88,7 @@ def test_parts_that_cannot_be_joined(folder: Path) -> None:
     checkpoint = Checkpoint(folder, joins=joins)
     with pytest.raises(CheckpointError, match=r"no tensor model\.other\.weight"):
         checkpoint.get("ghost", (352, 64))
-    with pytest.raises(CheckpointError, match=rf"behind one another.*{NORM} BF16 \[64\]"):
+    with pytest.raises(CheckpointError, match=rf"one after another.*{NORM} BF16 \[64\]"):
         checkpoint.get("torn", (352, 64))
 
 

@@ -56,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("delay", [0, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3])
 def test_while_python_imports(bundle: Path, delay: float) -> None:
-    options = ("--backend", "null", "--max-new-tokens", 49_000)
+    options = ("--backend", "null", "--mode", "plain", "--max-new-tokens", 49_000)
     process = start("run", bundle, *options, ASK, entry=("-c", READY))
     assert process.stderr is not None and process.stderr.read(3) == "up "
     time.sleep(delay)
